@@ -1,0 +1,110 @@
+# The addon for node-gyp, and on request the C++ tests and fuzzers. The sources are native/sources.json, which CMakeLists.txt reads too.
+#   -Dnative_tests=1   also lapidary_tests and lapidary_fuzz
+#   -Dwith_addon=0     no addon: then gyp alone builds the rest, with no Node headers
+#   -Dsanitize=LIST    address,undefined or thread; keeps assertions
+#   -Dwerror=1         warnings are errors
+{
+  "variables": {
+    "native_tests%": 0,
+    "with_addon%": 1,
+    "sanitize%": "",
+    "werror%": 0,
+    "read_sources": "node -p \"require('./native/sources.json')",
+    "version": "<!(node -p \"require('./package.json').version\")",
+  },
+  "target_defaults": {
+    "default_configuration": "Release",
+    "configurations": {"Release": {}, "Debug": {}},
+    "include_dirs": ["native", "."],
+    "cflags!": ["-fno-exceptions", "-fno-omit-frame-pointer"],
+    "cflags_cc!": ["-fno-exceptions", "-fno-rtti", "-std=gnu++17", "-std=gnu++20", "-std=gnu++1y", "-std=gnu++14"],
+    # Contraction off: every fused multiply-add is one we wrote, so all instruction sets agree (docs/numerics.md).
+    "cflags_cc": ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-math-errno"],
+    "conditions": [
+      ["werror==1", {"cflags_cc": ["-Werror"]}],
+      ["sanitize==''", {"cflags_cc": ["-O3"], "defines": ["NDEBUG"]}, {
+        "cflags_cc": ["-O1", "-g", "-fsanitize=<(sanitize)", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"],
+        "ldflags": ["-fsanitize=<(sanitize)"],
+      }],
+    ],
+    "xcode_settings": {
+      "CLANG_CXX_LANGUAGE_STANDARD": "c++20",
+      "CLANG_CXX_LIBRARY": "libc++",
+      "GCC_ENABLE_CPP_EXCEPTIONS": "YES",
+      "GCC_ENABLE_CPP_RTTI": "YES",
+      "GCC_OPTIMIZATION_LEVEL": "3",
+      "GCC_SYMBOLS_PRIVATE_EXTERN": "YES",
+      "MACOSX_DEPLOYMENT_TARGET": "13.3",
+      "OTHER_CPLUSPLUSFLAGS": ["-ffp-contract=off", "-fno-math-errno"],
+    },
+    "msvs_settings": {
+      "VCCLCompilerTool": {"ExceptionHandling": 1, "RuntimeTypeInfo": "true", "AdditionalOptions": ["/std:c++20", "/fp:precise", "/utf-8"]},
+    },
+  },
+  "targets": [
+    {
+      "target_name": "lapidary_core",
+      "type": "static_library",
+      "sources": ["<!@(<(read_sources).core.join(' ')\")"],
+    },
+    {
+      "target_name": "lapidary_avx2",
+      "type": "static_library",
+      "conditions": [["target_arch=='x64'", {
+        "sources": ["<!@(<(read_sources).avx2.join(' ')\")"],
+        "cflags_cc": ["-mavx2", "-mfma", "-mf16c"],
+        "xcode_settings": {"OTHER_CPLUSPLUSFLAGS": ["-mavx2", "-mfma", "-mf16c"]},
+        "msvs_settings": {"VCCLCompilerTool": {"AdditionalOptions": ["/arch:AVX2"]}},
+      }]],
+    },
+    {
+      "target_name": "lapidary_avx512",
+      "type": "static_library",
+      "conditions": [["target_arch=='x64'", {
+        "sources": ["<!@(<(read_sources).avx512.join(' ')\")"],
+        "cflags_cc": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
+        "xcode_settings": {"OTHER_CPLUSPLUSFLAGS": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]},
+        "msvs_settings": {"VCCLCompilerTool": {"AdditionalOptions": ["/arch:AVX512"]}},
+      }]],
+    },
+  ],
+  "conditions": [
+    ["with_addon==1", {
+      "targets": [{
+        "target_name": "lapidary",
+        "sources": ["<!@(<(read_sources).addon.join(' ')\")"],
+        "dependencies": ["lapidary_core", "lapidary_avx2", "lapidary_avx512"],
+        "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
+        "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_CPP_EXCEPTIONS", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS", "LAPIDARY_VERSION=\"<(version)\""],
+        "conditions": [
+          ["OS=='linux'", {
+            "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-Wl,-z,now"],
+            "libraries": ["-ldl", "-lpthread"],
+          }],
+        ],
+      }],
+    }],
+    ["native_tests==1", {
+      "targets": [
+        {
+          "target_name": "lapidary_tests",
+          "type": "executable",
+          "sources": ["<!@(<(read_sources).tests.join(' ')\")"],
+          "dependencies": ["lapidary_core", "lapidary_avx2", "lapidary_avx512"],
+          "include_dirs": ["test/native"],
+          "defines": ["LAPIDARY_SOURCE_DIR=\"<(module_root_dir)\""],
+          "libraries": ["-ldl", "-lpthread"],
+        },
+        {
+          "target_name": "lapidary_fuzz",
+          "type": "executable",
+          "sources": ["<!@(<(read_sources).fuzz.join(' ')\")"],
+          "dependencies": ["lapidary_core", "lapidary_avx2", "lapidary_avx512"],
+          "include_dirs": ["test/native"],
+          "defines": ["LAPIDARY_SOURCE_DIR=\"<(module_root_dir)\""],
+          "libraries": ["-ldl", "-lpthread"],
+        },
+      ],
+    }],
+  ],
+}

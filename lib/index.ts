@@ -1,0 +1,18 @@
+/** The public names, nothing else. */
+
+export { estimateMemory, inspect, loadModel } from './load.js'
+export { loadTokenizer } from './tokenizer.js'
+export { devices } from './devices.js'
+export { probabilities } from './sampling.js'
+export { LapidaryError } from './errors.js'
+
+export type { ErrorCode } from './errors.js'
+export type { Device, DeviceChoice } from './devices.js'
+export type { EstimateOptions, Inspection, LoadOptions, LoadProgress, MemoryEstimate, MemoryOptions, TensorFact } from './load.js'
+export type { MemoryUse, Model, ModelInfo, ScoreOptions } from './model.js'
+export type { DecodeOptions, EncodeOptions, TextDecoderStream, Tokenizer } from './tokenizer.js'
+export type { Run } from './run.js'
+export type { AllowedTokens, FinishReason, GenerateOptions, GenerateResult, GeneratedPart, TokenLogprob, Usage } from './generation.js'
+export type { SamplingDefaults, SamplingSettings } from './sampling.js'
+export type { Chat, ChatOptions, RestoreOptions } from './conversation.js'
+export type { ChatFamily, ContentPart, Message } from './chat.js'

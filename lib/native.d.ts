@@ -1,0 +1,198 @@
+/**
+ * The exact exports of the native addon. lib/loader.ts loads it; a test compares these names with the real ones.
+ * Everything takes and gives plain values; every failure is an Error with a `code` of lapidary's own (see lib/errors.ts).
+ * "Promise" work runs off the JavaScript thread.
+ */
+
+export interface NativeDevice {
+  /** 'cpu' | 'cuda' */
+  readonly kind: string
+  /** The processor's name. */
+  readonly name: string
+  readonly available: boolean
+  /** Why it is not available, else ''. */
+  readonly reason: string
+  /** CPU: the instruction set in use. */
+  readonly instructionSet: string
+  readonly instructionSets: readonly string[]
+  readonly cores: number
+  readonly memoryBytes: number
+}
+
+export interface NativeLoadOptions {
+  /** 'reference' | 'cpu' ('auto' and 'cuda' are decided in TypeScript) */
+  device: string
+  /** 'f32' | 'bf16' */
+  precision: string
+  threads: number
+  /** 0 = the model's own. */
+  contextTokens: number
+  prefillChunk: number
+  maxBatchTokens: number
+  maxSequences: number
+  kvLimitBytes: number
+  prefixCache: number
+}
+
+export interface NativeModelInfo {
+  readonly family: string
+  readonly parameters: number
+  readonly layers: number
+  readonly hidden: number
+  readonly ffn: number
+  readonly vocab: number
+  readonly heads: number
+  readonly kvHeads: number
+  readonly headDim: number
+  readonly maxPositions: number
+  /** Keys a local layer's query sees, itself included; 0 when no layer is local. */
+  readonly window: number
+  readonly localLayers: number
+  readonly bosId: number
+  readonly eosIds: readonly number[]
+  readonly notes: readonly string[]
+  readonly fileBytes: number
+  readonly defaults: { readonly temperature?: number; readonly topK?: number; readonly topP?: number }
+}
+
+/** One stretch of text; `special` says whether control tokens written in it are parsed as such. */
+export interface NativeTextPart {
+  text: string
+  special: boolean
+}
+
+export interface NativeTokenizer {
+  encode(parts: NativeTextPart[]): number[]
+  encodeAsync(parts: NativeTextPart[]): Promise<number[]>
+  decode(ids: ArrayLike<number>, special: boolean): string
+  /** Many texts in one call, off the thread. */
+  encodeBatch(texts: NativeTextPart[][]): Promise<number[][]>
+  readonly size: number
+  readonly bosId: number
+  readonly eosId: number
+  readonly padId: number
+  readonly unkId: number
+  readonly addBos: boolean
+  readonly chatTemplate: string
+  piece(id: number): string
+  /** -1 when the vocabulary has no such piece. */
+  find(piece: string): number
+  isControl(id: number): boolean
+  /** Incremental decoding; push and flush join to decode(). */
+  stream(special: boolean): { push(id: number): string; flush(): string }
+}
+
+export interface NativeSampling {
+  temperature: number
+  topK: number
+  topP: number
+  minP: number
+  repetitionPenalty: number
+  presencePenalty: number
+  frequencyPenalty: number
+  logitBias: ReadonlyArray<readonly [number, number]>
+}
+
+export interface NativeRunRequest {
+  /** Int32Array of token ids, appended to the sequence. */
+  prompt: Int32Array
+  sequence: NativeSequence | null
+  sampling: NativeSampling
+  seed: bigint
+  maxTokens: number
+  ignoreEos: boolean
+  stopIds: number[]
+  stopStrings: string[]
+  /** -1 = none; n >= 0: the chosen token's and the n likeliest. */
+  topLogprobs: number
+  masked: boolean
+}
+
+export interface NativeTokenEvent {
+  id: number
+  text: string
+  logprob: number
+  top: Array<{ id: number; logprob: number }>
+}
+
+export interface NativeOutcome {
+  reason: 'stop' | 'length' | 'stop-sequence' | 'aborted'
+  stopSequence: string
+  promptTokens: number
+  cachedTokens: number
+  generatedTokens: number
+  queueMs: number
+  prefillMs: number
+  decodeMs: number
+}
+
+/** What a run tells, in order, on the JavaScript thread; calls pile up tokens that were ready. */
+export type NativeRunEvent =
+  | { kind: 'tokens'; tokens: NativeTokenEvent[] }
+  | { kind: 'mask'; generated: number[] }
+  | { kind: 'finish'; outcome: NativeOutcome }
+  | { kind: 'error'; error: Error & { code: string } }
+
+export interface NativeRun {
+  abort(): void
+  acknowledge(tokens: number): void
+  /** Bit i % 32 of word i / 32 allows token i; empty allows all. */
+  provideMask(bits: Uint32Array): void
+}
+
+export interface NativeSequence {
+  readonly length: number
+  readonly bytes: number
+  tokens(): number[]
+  fork(): NativeSequence
+  rewind(length: number): void
+  save(path: string): Promise<void>
+  /** Frees the cache now; later use is a 'disposed' error. */
+  close(): void
+}
+
+export interface NativeModel {
+  readonly info: NativeModelInfo
+  readonly tokenizer: NativeTokenizer | null
+  readonly device: string
+  generate(request: NativeRunRequest, onEvent: (event: NativeRunEvent) => void): NativeRun
+  /** Each result [tokens * vocab], row-major. The run handle aborts. */
+  logits(sequences: Int32Array[]): { result: Promise<Float32Array[]>; abort(): void }
+  /** layers + 1 results [tokens * hidden]. */
+  hiddenStates(ids: Int32Array): { result: Promise<Float32Array[]>; abort(): void }
+  newSequence(): NativeSequence
+  restore(path: string): Promise<NativeSequence>
+  memory(): { weightBytes: number; kvBytes: number; kvLimitBytes: number; scratchBytes: number }
+  /** Resolves when native work has stopped; idempotent. */
+  close(): Promise<void>
+}
+
+export interface NativeEstimate {
+  weightBytes: number
+  kvBytesPerSequence: number
+  kvBytes: number
+  scratchBytes: number
+  totalBytes: number
+}
+
+export interface NativeTensorFact {
+  name: string
+  dtype: string
+  shape: number[]
+  bytes: number
+}
+
+export interface NativeAddon {
+  version(): string
+  devices(): NativeDevice[]
+  loadModel(path: string, options: NativeLoadOptions, onProgress: ((done: number, total: number) => void) | null): Promise<NativeModel>
+  loadTokenizer(path: string): Promise<NativeTokenizer>
+  inspect(path: string): Promise<{ info: NativeModelInfo; tensors: NativeTensorFact[] }>
+  estimateMemory(path: string, options: NativeLoadOptions, sequences: number): Promise<NativeEstimate>
+  /** The distribution that the sampler draws from. */
+  probabilities(logits: Float32Array, sampling: NativeSampling, history: Int32Array, promptTokens: number): Float32Array
+  /** Draws `count` tokens with counters 0 .. count - 1. */
+  draw(logits: Float32Array, sampling: NativeSampling, history: Int32Array, promptTokens: number, seed: bigint, count: number): Int32Array
+  /** Atomic; dtype F32 or I32 by the array's type. */
+  writeSafetensors(path: string, tensors: Array<{ name: string; shape: number[]; data: Float32Array | Int32Array }>, metadata: Record<string, string>): Promise<void>
+}

@@ -1,0 +1,237 @@
+// The CPU backend: checks, splits each primitive into independent pieces, and runs the pieces' kernels on the pool.
+// How the work is split never changes a bit of the result: every output element is the work of one kernel call, or of calls
+// whose order is fixed by positions (attention.cc).
+#include "cpu/backend.h"
+
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+
+#include "base/error.h"
+#include "base/float16.h"
+#include "base/thread_pool.h"
+#include "cpu/attention.h"
+#include "cpu/kernels.h"
+#include "cpu/scratch.h"
+
+namespace lapidary {
+
+namespace {
+
+using cpu::Kernels;
+
+// Work, in multiply-adds or their like, below which a second thread costs more than it brings.
+constexpr int64_t kWorthAThread = 64 * 1024;
+
+struct Projection {
+  const Linear& weight;
+  const Tensor& out;  // f32 [tokens, weight.out()]
+};
+
+bool is_act(const Tensor& t) { return t.dtype == DType::f32 || t.dtype == DType::bf16; }
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const Kernels& kernels, int threads) : kernels_(kernels), pool_(ThreadPool::shared(threads)) {}
+
+  std::string_view name() const override { return "cpu"; }
+
+  void embed(std::span<const int32_t> ids, const Linear& table, float scale, const Tensor& out) override {
+    const int64_t hidden = table.in(), row_bytes = table.weight.row_bytes();
+    for_each(static_cast<int64_t>(ids.size()), hidden, [&](int64_t t) {
+      float* row = out.as<float>() + t * hidden;
+      kernels_.widen(table.weight.dtype, table.weight.data + ids[static_cast<size_t>(t)] * row_bytes, hidden, row);
+      kernels_.scale(row, scale, hidden);
+    });
+  }
+
+  void rms_norm(const Tensor& x, const Norm& norm, const Tensor& out) override {
+    const int64_t dim = norm.weight.elements(), rows = x.elements() / dim;
+    expect(rows * dim == x.elements() && out.elements() == x.elements(), ErrorCode::internal, "rms_norm: x ", x.shape_text(), ", weight ",
+           norm.weight.shape_text(), ", out ", out.shape_text());
+    const int64_t out_bytes = dtype_bytes(out.dtype, dim);
+    for_each(rows, 2 * dim, [&](int64_t r) {
+      kernels_.rms_norm(x.as<float>() + r * dim, norm.weight.as<float>(), norm.offset, norm.eps, dim, out.data + r * out_bytes, out.dtype == DType::bf16);
+    });
+  }
+
+  void linear(const Tensor& x, const Linear& w, const Tensor& out) override { project(x, {{w, out}}); }
+
+  void rope_angles(std::span<const int32_t> positions, std::span<const float> inv_freq, const Tensor& cos, const Tensor& sin) override {
+    const int64_t half = static_cast<int64_t>(inv_freq.size());
+    for_each(static_cast<int64_t>(positions.size()), 40 * half, [&](int64_t t) {
+      for (int64_t j = 0; j < half; ++j) {
+        const float angle = static_cast<float>(positions[static_cast<size_t>(t)]) * inv_freq[static_cast<size_t>(j)];
+        cos.as<float>()[t * half + j] = std::cos(angle);
+        sin.as<float>()[t * half + j] = std::sin(angle);
+      }
+    });
+  }
+
+  void rope(const Tensor& x, const Tensor& cos, const Tensor& sin) override {
+    const int64_t tokens = x.shape[0], heads = x.shape[1], half = x.shape[2] / 2;
+    for_each(tokens, 2 * heads * half, [&](int64_t t) {
+      kernels_.rope(x.as<float>() + t * heads * 2 * half, cos.as<float>() + t * half, sin.as<float>() + t * half, heads, half);
+    });
+  }
+
+  void append_kv(const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans, const AttentionShape& shape) override {
+    const int64_t heads = shape.num_kv_heads, dim = shape.head_dim;
+    for (const AttentionSpan& span : spans) {
+      const int64_t row_bytes = dtype_bytes(span.kv.dtype, dim), side_bytes = heads * kPageTokens * row_bytes;
+      for_each(span.rows, 2 * heads * dim, [&](int64_t r) {
+        const int64_t pos = span.first_pos + r;
+        std::byte* page = static_cast<std::byte*>(span.kv.pages[pos / kPageTokens % span.kv.num_pages]);
+        for (int64_t h = 0; h < heads; ++h) {
+          const int64_t from = ((span.first_row + r) * heads + h) * dim;
+          std::byte* to = page + (h * kPageTokens + pos % kPageTokens) * row_bytes;
+          store(span.kv.dtype, k.as<float>() + from, dim, to);
+          store(span.kv.dtype, v.as<float>() + from, dim, to + side_bytes);
+        }
+      });
+    }
+  }
+
+  void attention(const Tensor& q, std::span<const AttentionSpan> spans, const AttentionShape& shape, const Tensor& out) override {
+    cpu::attention(kernels_, *pool_, q, spans, shape, out);
+  }
+
+  void geglu(const Tensor& gate, const Tensor& up, const Tensor& out) override {
+    const bool bf16 = out.dtype == DType::bf16;
+    for_each_piece(gate.elements(), 8, [&](int64_t i, int64_t n) {
+      kernels_.geglu(gate.as<float>() + i, up.as<float>() + i, n, out.data + dtype_bytes(out.dtype, i), bf16);
+    });
+  }
+
+  void add(const Tensor& x, const Tensor& y) override {
+    for_each_piece(x.elements(), 1, [&](int64_t i, int64_t n) { kernels_.add(x.as<float>() + i, y.as<float>() + i, n); });
+  }
+
+  void soft_cap(const Tensor& x, float cap) override {
+    for_each_piece(x.elements(), 8, [&](int64_t i, int64_t n) { kernels_.soft_cap(x.as<float>() + i, cap, n); });
+  }
+
+  void gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& out) override {
+    const int64_t dim = x.row_elements();
+    for_each(static_cast<int64_t>(rows.size()), dim, [&](int64_t i) {
+      std::memcpy(out.as<float>() + i * dim, x.as<float>() + rows[static_cast<size_t>(i)] * dim, static_cast<size_t>(dim) * sizeof(float));
+    });
+  }
+
+  // Projections of one input share its widening and one pass over the pool; the bits are those of separate calls.
+  void attention_input(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv, Workspace& ws) override {
+    const int64_t tokens = x.shape[0];
+    const Tensor normed = ws.normed.rows(0, tokens), q = ws.q.rows(0, tokens), k = ws.k.rows(0, tokens), v = ws.v.rows(0, tokens);
+    rms_norm(x, norm, normed);
+    project(normed, {{wq, q}, {wk, k}, {wv, v}});
+  }
+
+  void feed_forward(const Tensor& x, const Norm& pre_norm, const Linear& gate, const Linear& up, const Linear& down, const Norm& post_norm,
+                    Workspace& ws) override {
+    const int64_t tokens = x.shape[0];
+    const Tensor normed = ws.normed.rows(0, tokens), gates = ws.gate.rows(0, tokens), ups = ws.up.rows(0, tokens);
+    const Tensor gated = ws.gated.rows(0, tokens), branch = ws.branch.rows(0, tokens);
+    rms_norm(x, pre_norm, normed);
+    project(normed, {{gate, gates}, {up, ups}});
+    geglu(gates, ups, gated);
+    linear(gated, down, branch);
+    rms_norm(branch, post_norm, branch);
+    add(x, branch);
+  }
+
+ private:
+  // fn(i) for i in [0, n), each of about `work` multiply-adds.
+  template <typename Fn>
+  void for_each(int64_t n, int64_t work, const Fn& fn) {
+    pool_->parallel_for(n, kWorthAThread / std::max<int64_t>(work, 1) + 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) fn(i);
+    });
+  }
+
+  // fn(first, count) over elementwise pieces of n elements, each of about `work` multiply-adds.
+  template <typename Fn>
+  void for_each_piece(int64_t n, int64_t work, const Fn& fn) {
+    pool_->parallel_for(n, cpu::padded(kWorthAThread / work), [&](int64_t begin, int64_t end) { fn(begin, end - begin); });
+  }
+
+  void store(DType dtype, const float* from, int64_t n, std::byte* to) {
+    if (dtype == DType::bf16) {
+      kernels_.round_to_bf16(from, n, to);
+    } else {
+      std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+    }
+  }
+
+  // The input of a product as f32: itself, or widened into memory of the calling thread.
+  const float* widened(const Tensor& x) {
+    if (x.dtype == DType::f32) return x.as<float>();
+    const int64_t n = x.elements();
+    float* wide = cpu::thread_scratch(cpu::ScratchUse::input, static_cast<size_t>(n));
+    for_each_piece(n, 1, [&](int64_t i, int64_t count) { kernels_.widen(x.dtype, x.data + dtype_bytes(x.dtype, i), count, wide + i); });
+    return wide;
+  }
+
+  void project(const Tensor& x, std::initializer_list<Projection> projections);
+
+  const Kernels& kernels_;
+  std::shared_ptr<ThreadPool> pool_;
+};
+
+// One product cut into units of kLinearRows (few tokens: fewer) weight rows times kLinearTokens tokens; the units that share
+// weight rows follow each other.
+struct Product {
+  cpu::LinearTask task;
+  int64_t rows, unit_rows, token_blocks, units;
+
+  void run(const Kernels& kernels, int64_t unit, float* scratch) const {
+    const int64_t t0 = unit % token_blocks * cpu::kLinearTokens, n0 = unit / token_blocks * unit_rows;
+    cpu::LinearTask part = task;
+    part.x += t0 * task.x_stride;
+    part.out += t0 * task.out_stride;
+    part.tokens = std::min(task.tokens - t0, cpu::kLinearTokens);
+    kernels.linear(part, n0, std::min(n0 + unit_rows, rows), scratch);
+  }
+};
+
+void CpuBackend::project(const Tensor& x, std::initializer_list<Projection> projections) {
+  const int64_t tokens = x.shape[0], k = x.row_elements();
+  if (tokens == 0) return;
+  const float* input = widened(x);
+  Product products[4];
+  int count = 0;
+  int64_t units = 0;
+  const int64_t unit_rows = tokens <= 4 ? 8 : cpu::kLinearRows;
+  for (const auto& [weight, out] : projections) {
+    const int64_t rows = weight.out();
+    expect(is_act(x) && weight.in() == k && out.dtype == DType::f32 && out.elements() == tokens * rows, ErrorCode::internal, "linear: x ", x.shape_text(),
+           ", weight ", weight.weight.shape_text(), ", out ", out.shape_text());
+    const DType dtype = weight.weight.dtype;
+    expect(dtype != DType::i8 && dtype != DType::i32 && dtype != DType::u8, ErrorCode::unsupported, "linear: the cpu backend has no product with ",
+           dtype_info(dtype).name, " weights; use f32, bf16, f16 or a GGUF block type");
+    const int64_t token_blocks = (tokens + cpu::kLinearTokens - 1) / cpu::kLinearTokens;
+    Product& product = products[count++];
+    product = {{input, tokens, k, weight.weight.data, dtype_bytes(dtype, k), dtype, k, out.as<float>(), rows}, rows, unit_rows, token_blocks, 0};
+    product.units = (rows + unit_rows - 1) / unit_rows * token_blocks;
+    units += product.units;
+  }
+  const int64_t block_tokens = std::min(tokens, cpu::kLinearTokens);
+  const int64_t unit_work = unit_rows * k * std::max<int64_t>(block_tokens, 1);
+  const size_t scratch_floats = kernels_.linear_scratch_floats(block_tokens, k);
+  pool_->parallel_for(units, kWorthAThread / std::max<int64_t>(unit_work, 1) + 1, [&](int64_t begin, int64_t end) {
+    float* scratch = cpu::thread_scratch(cpu::ScratchUse::kernel, scratch_floats);
+    int64_t first = 0;  // unit of the current product
+    for (int p = 0; p < count; first += products[p++].units) {
+      const int64_t last = std::min(end, first + products[p].units);
+      for (int64_t u = std::max(begin, first); u < last; ++u) products[p].run(kernels_, u - first, scratch);
+    }
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(int threads) {
+  expect(threads >= 0, ErrorCode::invalid_argument, "threads must be 0 (one per physical core) or more, got ", threads);
+  return std::make_unique<CpuBackend>(cpu::select_kernels(), threads == 0 ? physical_cores() : threads);
+}
+
+}  // namespace lapidary

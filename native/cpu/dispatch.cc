@@ -1,0 +1,107 @@
+// Which instruction set, and how many cores: the facts about this processor.
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <set>
+#include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+#include "base/error.h"
+#include "cpu/backend.h"
+#include "cpu/kernels.h"
+
+namespace lapidary {
+
+namespace {
+
+#if defined(__x86_64__) && defined(__GNUC__)
+std::vector<const cpu::Kernels*> available_kernels() {
+  __builtin_cpu_init();
+  std::vector<const cpu::Kernels*> tables;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq");
+  if (avx2 && avx512) tables.push_back(&cpu::kAvx512Kernels);
+  if (avx2) tables.push_back(&cpu::kAvx2Kernels);
+  tables.push_back(&cpu::kScalarKernels);
+  return tables;
+}
+#else
+std::vector<const cpu::Kernels*> available_kernels() { return {&cpu::kScalarKernels}; }
+#endif
+
+#ifdef __linux__
+// "0-3" or "0,4": how the kernel names the logical processors of one core; equal text, equal core.
+std::string siblings_of(int processor) {
+  std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(processor) + "/topology/thread_siblings_list");
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+// Cores among the processors this process may run on; 0 when the system does not say.
+int cores_allowed() {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 0;
+  std::set<std::string> cores;
+  for (int i = 0; i < CPU_SETSIZE; ++i) {
+    if (!CPU_ISSET(i, &allowed)) continue;
+    const std::string siblings = siblings_of(i);
+    if (siblings.empty()) return CPU_COUNT(&allowed);
+    cores.insert(siblings);
+  }
+  return static_cast<int>(cores.size());
+}
+
+// The processor time that a container may use, in processors rounded up; 0 for no limit.
+int quota() {
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  double time = 0, period = 0;
+  if (!(file >> time >> period) || !(time > 0) || !(period > 0)) return 0;  // "max 100000" is no number
+  return static_cast<int>((time + period - 1) / period);
+}
+#else
+int cores_allowed() { return 0; }
+int quota() { return 0; }
+#endif
+
+}  // namespace
+
+namespace cpu {
+
+const Kernels& select_kernels() {
+  const std::vector<const Kernels*> tables = available_kernels();
+  const char* wanted = std::getenv("LAPIDARY_CPU");
+  if (!wanted || !*wanted) return *tables.front();
+  for (const Kernels* table : tables) {
+    if (std::string_view(table->name) == wanted) return *table;
+  }
+  fail(ErrorCode::invalid_argument, "LAPIDARY_CPU=", wanted, " is not an instruction set of this processor; choose one of: ", cpu_instruction_sets());
+}
+
+}  // namespace cpu
+
+std::string cpu_instruction_set() { return cpu::select_kernels().name; }
+
+std::string cpu_instruction_sets() {
+  std::string names;
+  for (const cpu::Kernels* table : available_kernels()) {
+    if (!names.empty()) names += ' ';
+    names += table->name;
+  }
+  return names;
+}
+
+int physical_cores() {
+  int cores = cores_allowed();
+  if (cores == 0) cores = static_cast<int>(std::thread::hardware_concurrency());
+  if (const int limit = quota(); limit > 0) cores = std::min(cores, limit);
+  return std::max(cores, 1);
+}
+
+}  // namespace lapidary

@@ -1,0 +1,10 @@
+// The kernels for AVX2 with FMA and F16C; compiled with those flags.
+#include "cpu/simd_avx2.h"
+
+#include "cpu/kernels_impl.h"
+
+namespace lapidary::cpu {
+
+const Kernels kAvx2Kernels = LAPIDARY_KERNELS("avx2");
+
+}  // namespace lapidary::cpu

@@ -1,0 +1,16 @@
+// The kernels for AVX-512 F, BW, VL and DQ; compiled with those flags.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 warns of its own intrinsics.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#include "cpu/simd_avx512.h"
+
+#include "cpu/kernels_impl.h"
+
+namespace lapidary::cpu {
+
+const Kernels kAvx512Kernels = LAPIDARY_KERNELS("avx512");
+
+}  // namespace lapidary::cpu

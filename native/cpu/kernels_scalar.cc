@@ -1,0 +1,10 @@
+// The kernels in plain C++: the table that every processor can run.
+#include "cpu/simd_scalar.h"
+
+#include "cpu/kernels_impl.h"
+
+namespace lapidary::cpu {
+
+const Kernels kScalarKernels = LAPIDARY_KERNELS("scalar");
+
+}  // namespace lapidary::cpu

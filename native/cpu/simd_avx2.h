@@ -1,0 +1,122 @@
+// V, sixteen f32 lanes, as two AVX2 registers. The same functions as the other simd_*.h, lane by lane the same results.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/simd_common.h"
+
+namespace lapidary::cpu {
+namespace {
+
+struct V {
+  __m256 lo, hi;
+};
+
+// Register tiles of kernels_linear.h and kernels_attention.h: 16 registers.
+constexpr int kTileTokens = 3, kTileRows = 2;
+constexpr int direct_rows(int tokens) { return tokens == 1 ? 4 : tokens == 4 ? 1 : 2; }
+constexpr int value_vectors(int queries) { return queries == 1 ? 4 : queries == 2 ? 2 : 1; }
+
+LAPIDARY_INLINE V zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+LAPIDARY_INLINE V set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+LAPIDARY_INLINE float first(V a) { return _mm256_cvtss_f32(a.lo); }
+LAPIDARY_INLINE V load(const void* p) {
+  const float* f = static_cast<const float*>(p);
+  return {_mm256_loadu_ps(f), _mm256_loadu_ps(f + 8)};
+}
+LAPIDARY_INLINE void store(float* p, V a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+LAPIDARY_INLINE __m128i load128(const void* p, int index) { return _mm_loadu_si128(static_cast<const __m128i*>(p) + index); }
+LAPIDARY_INLINE __m256 widen_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+LAPIDARY_INLINE V load_bf16(const void* p) { return {widen_bf16(load128(p, 0)), widen_bf16(load128(p, 1))}; }
+LAPIDARY_INLINE V load_f16(const void* p) { return {_mm256_cvtph_ps(load128(p, 0)), _mm256_cvtph_ps(load128(p, 1))}; }
+LAPIDARY_INLINE float f16_to_f32(uint16_t bits) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); }
+LAPIDARY_INLINE V from_i8(__m128i q) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)))};
+}
+LAPIDARY_INLINE V load_i8(const void* p) { return from_i8(load128(p, 0)); }
+// Sixteen bytes of two 4-bit numbers each: the low halves, the high halves.
+LAPIDARY_INLINE void load_u4(const void* p, V& low, V& high) {
+  const __m128i q = load128(p, 0), mask = _mm_set1_epi8(15);
+  low = from_i8(_mm_and_si128(q, mask));
+  high = from_i8(_mm_and_si128(_mm_srli_epi16(q, 4), mask));
+}
+LAPIDARY_INLINE __m256i bf16_bits(__m256 a) {
+  const __m256i u = _mm256_castps_si256(a), high = _mm256_srli_epi32(u, 16);
+  const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd), 16);
+  const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+  return _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)));
+}
+LAPIDARY_INLINE void store_bf16(void* p, V a) {
+  const __m256i packed = _mm256_packus_epi32(bf16_bits(a.lo), bf16_bits(a.hi));
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
+LAPIDARY_INLINE V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+LAPIDARY_INLINE V add(V a, V b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+LAPIDARY_INLINE V sub(V a, V b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+LAPIDARY_INLINE V mul(V a, V b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+LAPIDARY_INLINE V div(V a, V b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+// Where either is NaN, b.
+LAPIDARY_INLINE V min(V a, V b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+LAPIDARY_INLINE V max(V a, V b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+LAPIDARY_INLINE V abs(V a) {
+  const __m256 bit = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(bit, a.lo), _mm256_andnot_ps(bit, a.hi)};
+}
+LAPIDARY_INLINE V copysign(V magnitude, V sign) {  // magnitude >= 0
+  const __m256 bit = _mm256_set1_ps(-0.0f);
+  return {_mm256_or_ps(magnitude.lo, _mm256_and_ps(sign.lo, bit)), _mm256_or_ps(magnitude.hi, _mm256_and_ps(sign.hi, bit))};
+}
+
+// t = kRoundingMagic + n: 2^n as two factors, each a normal number.
+LAPIDARY_INLINE void pow2_halves8(__m256 t, __m256& a, __m256& b) {
+  const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t), _mm256_set1_epi32(kRoundingMagicBits));
+  const __m256i half = _mm256_srai_epi32(n, 1), bias = _mm256_set1_epi32(127);
+  a = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+  b = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias), 23));
+}
+LAPIDARY_INLINE void pow2_halves(V t, V& a, V& b) {
+  pow2_halves8(t.lo, a.lo, b.lo);
+  pow2_halves8(t.hi, a.hi, b.hi);
+}
+
+// a in lanes [begin, end), 0 <= begin, end <= 16, and other elsewhere.
+LAPIDARY_INLINE V keep_range(V a, int begin, int end, V other) {
+  const __m256i lanes = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0), eight = _mm256_set1_epi32(8);
+  const __m256i after = _mm256_set1_epi32(begin - 1), before = _mm256_set1_epi32(end);
+  const __m256i lo = _mm256_and_si256(_mm256_cmpgt_epi32(lanes, after), _mm256_cmpgt_epi32(before, lanes));
+  const __m256i high = _mm256_add_epi32(lanes, eight);
+  const __m256i hi = _mm256_and_si256(_mm256_cmpgt_epi32(high, after), _mm256_cmpgt_epi32(before, high));
+  return {_mm256_blendv_ps(other.lo, a.lo, _mm256_castsi256_ps(lo)), _mm256_blendv_ps(other.hi, a.hi, _mm256_castsi256_ps(hi))};
+}
+
+// The tree of dot16: l += l + 8, + 4, + 2, + 1, for two vectors at once: results in lanes 0 and 4.
+LAPIDARY_INLINE __m256 reduce_add2(V a, V b) {
+  const __m256 a8 = _mm256_add_ps(a.lo, a.hi), b8 = _mm256_add_ps(b.lo, b.hi);
+  const __m256 quads = _mm256_add_ps(_mm256_permute2f128_ps(a8, b8, 0x20), _mm256_permute2f128_ps(a8, b8, 0x31));
+  const __m256 pairs = _mm256_add_ps(quads, _mm256_permute_ps(quads, 0x4e));
+  return _mm256_add_ps(pairs, _mm256_permute_ps(pairs, 0xb1));
+}
+template <int N>
+LAPIDARY_INLINE void reduce_add_to(const V (&a)[N], float* out) {
+  LAPIDARY_UNROLL for (int i = 0; i + 1 < N; i += 2) {
+    const __m256 both = reduce_add2(a[i], a[i + 1]);
+    out[i] = _mm256_cvtss_f32(both);
+    out[i + 1] = _mm_cvtss_f32(_mm256_extractf128_ps(both, 1));
+  }
+  if constexpr (N % 2 == 1) out[N - 1] = _mm256_cvtss_f32(reduce_add2(a[N - 1], a[N - 1]));
+}
+LAPIDARY_INLINE float reduce_add(V a) { return _mm256_cvtss_f32(reduce_add2(a, a)); }
+LAPIDARY_INLINE float reduce_max(V a) {
+  const __m256 m8 = _mm256_max_ps(a.lo, a.hi);
+  const __m256 m4 = _mm256_max_ps(m8, _mm256_permute2f128_ps(m8, m8, 1));
+  const __m256 m2 = _mm256_max_ps(m4, _mm256_permute_ps(m4, 0x4e));
+  return _mm256_cvtss_f32(_mm256_max_ps(m2, _mm256_permute_ps(m2, 0xb1)));
+}
+
+}  // namespace
+}  // namespace lapidary::cpu

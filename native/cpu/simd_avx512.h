@@ -1,0 +1,98 @@
+// V, sixteen f32 lanes, as one AVX-512 register. The same functions as the other simd_*.h, lane by lane the same results.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/simd_common.h"
+
+namespace lapidary::cpu {
+namespace {
+
+struct V {
+  __m512 v;
+};
+
+// Register tiles of kernels_linear.h and kernels_attention.h: 32 registers.
+constexpr int kTileTokens = 4, kTileRows = 4;
+constexpr int direct_rows(int) { return 4; }
+constexpr int value_vectors(int) { return 4; }
+
+LAPIDARY_INLINE V zero() { return {_mm512_setzero_ps()}; }
+LAPIDARY_INLINE V set1(float x) { return {_mm512_set1_ps(x)}; }
+LAPIDARY_INLINE float first(V a) { return _mm512_cvtss_f32(a.v); }
+LAPIDARY_INLINE V load(const void* p) { return {_mm512_loadu_ps(p)}; }
+LAPIDARY_INLINE void store(float* p, V a) { _mm512_storeu_ps(p, a.v); }
+LAPIDARY_INLINE V load_bf16(const void* p) {
+  const __m256i h = _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+}
+LAPIDARY_INLINE V load_f16(const void* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))}; }
+LAPIDARY_INLINE float f16_to_f32(uint16_t bits) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); }
+LAPIDARY_INLINE V from_i8(__m128i q) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q))}; }
+LAPIDARY_INLINE V load_i8(const void* p) { return from_i8(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+// Sixteen bytes of two 4-bit numbers each: the low halves, the high halves.
+LAPIDARY_INLINE void load_u4(const void* p, V& low, V& high) {
+  const __m128i q = _mm_loadu_si128(static_cast<const __m128i*>(p)), mask = _mm_set1_epi8(15);
+  low = from_i8(_mm_and_si128(q, mask));
+  high = from_i8(_mm_and_si128(_mm_srli_epi16(q, 4), mask));
+}
+LAPIDARY_INLINE void store_bf16(void* p, V a) {
+  const __m512i u = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd), 16);
+  const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, quiet)));
+}
+
+LAPIDARY_INLINE V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+LAPIDARY_INLINE V add(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
+LAPIDARY_INLINE V sub(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
+LAPIDARY_INLINE V mul(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
+LAPIDARY_INLINE V div(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
+// Where either is NaN, b.
+LAPIDARY_INLINE V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
+LAPIDARY_INLINE V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
+LAPIDARY_INLINE V abs(V a) { return {_mm512_abs_ps(a.v)}; }
+LAPIDARY_INLINE V copysign(V magnitude, V sign) {
+  const __m512 bit = _mm512_set1_ps(-0.0f);
+  return {_mm512_or_ps(magnitude.v, _mm512_and_ps(sign.v, bit))};  // magnitude >= 0
+}
+
+// t = kRoundingMagic + n: 2^n as two factors, each a normal number.
+LAPIDARY_INLINE void pow2_halves(V t, V& a, V& b) {
+  const __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t.v), _mm512_set1_epi32(kRoundingMagicBits));
+  const __m512i half = _mm512_srai_epi32(n, 1), bias = _mm512_set1_epi32(127);
+  a.v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, bias), 23));
+  b.v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_sub_epi32(n, half), bias), 23));
+}
+
+// a in lanes [begin, end), 0 <= begin, end <= 16, and other elsewhere.
+LAPIDARY_INLINE V keep_range(V a, int begin, int end, V other) {
+  const uint32_t mask = ((1u << end) - 1) & ~((1u << begin) - 1);
+  return {_mm512_mask_mov_ps(other.v, static_cast<__mmask16>(mask), a.v)};
+}
+
+// The tree of dot16: l += l + 8, + 4, + 2, + 1, for four vectors at once.
+LAPIDARY_INLINE __m128 reduce_add4(V a, V b, V c, V d) {
+  const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x44), _mm512_shuffle_f32x4(a.v, b.v, 0xee));
+  const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c.v, d.v, 0x44), _mm512_shuffle_f32x4(c.v, d.v, 0xee));
+  const __m512 quads = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  const __m512 pairs = _mm512_add_ps(quads, _mm512_permute_ps(quads, 0x4e));
+  const __m512 sums = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0xb1));
+  const __m512i pick = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+  return _mm512_castps512_ps128(_mm512_permutexvar_ps(pick, sums));
+}
+template <int N>
+LAPIDARY_INLINE void reduce_add_to(const V (&a)[N], float* out) {
+  if constexpr (N == 4) {
+    _mm_storeu_ps(out, reduce_add4(a[0], a[1], a[2], a[3]));
+  } else {
+    LAPIDARY_UNROLL for (int i = 0; i < N; ++i) out[i] = _mm_cvtss_f32(reduce_add4(a[i], a[i], a[i], a[i]));
+  }
+}
+LAPIDARY_INLINE float reduce_add(V a) { return _mm_cvtss_f32(reduce_add4(a, a, a, a)); }
+LAPIDARY_INLINE float reduce_max(V a) { return _mm512_reduce_max_ps(a.v); }
+
+}  // namespace
+}  // namespace lapidary::cpu

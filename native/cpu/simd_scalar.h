@@ -1,0 +1,129 @@
+// V, sixteen f32 lanes, as an array in plain C++: for processors without a vector header of their own, and the definition of
+// what the other simd_*.h do lane by lane. Only kernels_scalar.cc, which has no special flags, may include it.
+#pragma once
+
+#include <bit>
+
+#include "base/float16.h"
+#include "cpu/simd_common.h"
+
+namespace lapidary::cpu {
+namespace {
+
+struct V {
+  float l[16];
+};
+
+constexpr int kTileTokens = 2, kTileRows = 2;
+constexpr int direct_rows(int) { return 1; }
+constexpr int value_vectors(int) { return 1; }
+
+template <typename Fn>
+LAPIDARY_INLINE V each_lane(const Fn& fn) {
+  V r;
+  for (int i = 0; i < 16; ++i) r.l[i] = fn(i);
+  return r;
+}
+
+LAPIDARY_INLINE V set1(float x) {
+  return each_lane([&](int) { return x; });
+}
+LAPIDARY_INLINE V zero() { return set1(0); }
+LAPIDARY_INLINE float first(V a) { return a.l[0]; }
+LAPIDARY_INLINE V load(const void* p) {
+  V r;
+  std::memcpy(r.l, p, sizeof r.l);
+  return r;
+}
+LAPIDARY_INLINE void store(float* p, const V& a) { std::memcpy(p, a.l, sizeof a.l); }
+LAPIDARY_INLINE V load_bf16(const void* p) {
+  bf16 h[16];
+  std::memcpy(h, p, sizeof h);
+  return each_lane([&](int i) { return to_f32(h[i]); });
+}
+LAPIDARY_INLINE V load_f16(const void* p) {
+  f16 h[16];
+  std::memcpy(h, p, sizeof h);
+  return each_lane([&](int i) { return to_f32(h[i]); });
+}
+LAPIDARY_INLINE float f16_to_f32(uint16_t bits) { return to_f32(f16{bits}); }
+LAPIDARY_INLINE V load_i8(const void* p) {
+  const int8_t* q = static_cast<const int8_t*>(p);
+  return each_lane([&](int i) { return static_cast<float>(q[i]); });
+}
+// Sixteen bytes of two 4-bit numbers each: the low halves, the high halves.
+LAPIDARY_INLINE void load_u4(const void* p, V& low, V& high) {
+  const uint8_t* q = static_cast<const uint8_t*>(p);
+  low = each_lane([&](int i) { return static_cast<float>(q[i] & 15); });
+  high = each_lane([&](int i) { return static_cast<float>(q[i] >> 4); });
+}
+LAPIDARY_INLINE void store_bf16(void* p, const V& a) {
+  bf16 h[16];
+  for (int i = 0; i < 16; ++i) h[i] = to_bf16(a.l[i]);
+  std::memcpy(p, h, sizeof h);
+}
+
+LAPIDARY_INLINE V fma(const V& a, const V& b, const V& c) {
+  return each_lane([&](int i) { return __builtin_fmaf(a.l[i], b.l[i], c.l[i]); });
+}
+LAPIDARY_INLINE V add(const V& a, const V& b) {
+  return each_lane([&](int i) { return a.l[i] + b.l[i]; });
+}
+LAPIDARY_INLINE V sub(const V& a, const V& b) {
+  return each_lane([&](int i) { return a.l[i] - b.l[i]; });
+}
+LAPIDARY_INLINE V mul(const V& a, const V& b) {
+  return each_lane([&](int i) { return a.l[i] * b.l[i]; });
+}
+LAPIDARY_INLINE V div(const V& a, const V& b) {
+  return each_lane([&](int i) { return a.l[i] / b.l[i]; });
+}
+// Where either is NaN, b.
+LAPIDARY_INLINE V min(const V& a, const V& b) {
+  return each_lane([&](int i) { return a.l[i] < b.l[i] ? a.l[i] : b.l[i]; });
+}
+LAPIDARY_INLINE V max(const V& a, const V& b) {
+  return each_lane([&](int i) { return a.l[i] > b.l[i] ? a.l[i] : b.l[i]; });
+}
+LAPIDARY_INLINE V abs(const V& a) {
+  return each_lane([&](int i) { return __builtin_fabsf(a.l[i]); });
+}
+LAPIDARY_INLINE V copysign(const V& magnitude, const V& sign) {  // magnitude >= 0
+  return each_lane([&](int i) { return __builtin_copysignf(magnitude.l[i], sign.l[i]); });
+}
+
+// t = kRoundingMagic + n: 2^n as two factors, each a normal number. Of a NaN, anything.
+LAPIDARY_INLINE void pow2_halves(const V& t, V& a, V& b) {
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t n = std::bit_cast<uint32_t>(t.l[i]) - static_cast<uint32_t>(kRoundingMagicBits);
+    const uint32_t half = static_cast<uint32_t>(static_cast<int32_t>(n) >> 1);
+    a.l[i] = std::bit_cast<float>((half + 127) << 23);
+    b.l[i] = std::bit_cast<float>((n - half + 127) << 23);
+  }
+}
+
+// a in lanes [begin, end), 0 <= begin, end <= 16, and other elsewhere.
+LAPIDARY_INLINE V keep_range(const V& a, int begin, int end, const V& other) {
+  return each_lane([&](int i) { return i >= begin && i < end ? a.l[i] : other.l[i]; });
+}
+
+// The tree of dot16.
+LAPIDARY_INLINE float reduce_add(V a) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) a.l[i] += a.l[i + half];
+  }
+  return a.l[0];
+}
+template <int N>
+LAPIDARY_INLINE void reduce_add_to(const V (&a)[N], float* out) {
+  for (int i = 0; i < N; ++i) out[i] = reduce_add(a[i]);
+}
+LAPIDARY_INLINE float reduce_max(V a) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) a.l[i] = a.l[i] > a.l[i + half] ? a.l[i] : a.l[i + half];
+  }
+  return a.l[0];
+}
+
+}  // namespace
+}  // namespace lapidary::cpu

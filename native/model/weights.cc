@@ -1,0 +1,337 @@
+// Checkpoint files -> typed, complete, shape-checked weights. Every tensor has exactly one meaning, or the load fails naming it.
+#include "model/weights.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <optional>
+
+#include "base/error.h"
+#include "formats/gguf.h"
+#include "formats/mapped_file.h"
+#include "formats/safetensors.h"
+#include "model/tensor_table.h"
+#include "tensor/blocks.h"
+
+namespace lapidary {
+
+namespace {
+
+constexpr size_t kNamesInMessage = 5;
+
+bool has_suffix(const std::string& path, std::string_view suffix) { return std::string_view(path).ends_with(suffix); }
+
+std::string folder_of(const std::string& path) {
+  const size_t slash = path.find_last_of("/\\");
+  return slash == std::string::npos ? "." : path.substr(0, slash);
+}
+
+// Where a model lies: a GGUF file, or a config.json and the safetensors that belong to it.
+struct Place {
+  std::string gguf;                // or empty
+  std::string config, generation;  // paths
+  std::string tensors;             // what open_safetensors takes
+};
+
+Place find_place(const std::string& path) {
+  const bool folder = is_directory(path);
+  expect(folder || is_file(path), ErrorCode::bad_file, path, ": there is no such file or folder");
+  Place place;
+  if (!folder && has_suffix(path, ".gguf")) {
+    place.gguf = path;
+    return place;
+  }
+  expect(folder || has_suffix(path, ".safetensors") || has_suffix(path, ".safetensors.index.json"), ErrorCode::unsupported, path,
+         ": a model is a folder with config.json, a .safetensors file beside one, or a .gguf file");
+  const std::string base = folder ? path : folder_of(path);
+  place.config = base + "/config.json";
+  place.generation = base + "/generation_config.json";
+  place.tensors = path;
+  expect(is_file(place.config), ErrorCode::bad_file, base, ": there is no config.json in this folder");
+  return place;
+}
+
+ModelConfig read_config(const Place& place) {
+  const JsonValue config = JsonValue::parse(read_text_file(place.config), place.config);
+  if (!is_file(place.generation)) return config_from_json(config, nullptr, place.config);
+  const JsonValue generation = JsonValue::parse(read_text_file(place.generation), place.generation);
+  return config_from_json(config, &generation, place.config);
+}
+
+void set_vision(ModelConfig& config, bool present) {
+  config.has_vision = present;
+  if (present) config.notes.push_back("the vision tower is in the checkpoint but not loaded: text works, images do not yet");
+}
+
+// Both file types, opened: names -> views.
+struct Checkpoint {
+  NameStyle style = NameStyle::safetensors;
+  std::string path;         // of the model, for messages
+  std::string config_name;  // who says what sizes to expect
+  ModelConfig config;
+  std::map<std::string, StoredTensor> tensors;
+  std::map<std::string, std::string> other_dtypes;  // name -> a dtype that cannot be computed on
+  std::vector<std::string> files;
+};
+
+Checkpoint open_checkpoint(const std::string& path) {
+  const Place place = find_place(path);
+  Checkpoint c;
+  c.path = path;
+  if (!place.gguf.empty()) {
+    const std::shared_ptr<const GgufFile> file = GgufFile::open(path);
+    c.style = NameStyle::gguf;
+    c.config_name = "its metadata";
+    c.config = config_from_gguf(*file);
+    c.tensors = file->tensors();
+    c.other_dtypes = file->other_dtypes();
+    c.files = {path};
+    return c;
+  }
+  c.config_name = "config.json";
+  c.config = read_config(place);
+  TensorFile file = open_safetensors(place.tensors);
+  c.tensors = std::move(file.tensors);
+  c.other_dtypes = std::move(file.other_dtypes);
+  c.files = std::move(file.files);
+  return c;
+}
+
+std::string list_names(const std::vector<std::string>& names) {
+  std::string text;
+  for (size_t i = 0; i < std::min(names.size(), kNamesInMessage); ++i) text += (i ? ", " : "") + names[i];
+  if (names.size() > kNamesInMessage) text += " and " + std::to_string(names.size() - kNamesInMessage) + " more";
+  return text;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+bool all_ones(const StoredTensor& tensor) {
+  if (is_block_type(tensor.view.dtype) || tensor.view.dtype == DType::i8 || tensor.view.dtype == DType::i32 ||
+      tensor.view.dtype == DType::u8)
+    return false;
+  std::vector<float> values(static_cast<size_t>(tensor.view.elements()));
+  dequantize_row(tensor.view.dtype, tensor.view.data, tensor.view.elements(), values.data());
+  return std::all_of(values.begin(), values.end(), [](float v) { return v == 1; });
+}
+
+using SlotNames = std::map<TensorSlot, std::string>;
+
+// Gives every tensor of the file its slot; what has none, or shares one, fails. Sets `has_vision`.
+SlotNames assign_slots(const Checkpoint& c, bool& has_vision) {
+  SlotNames slots;
+  std::vector<std::string> unknown;
+  has_vision = false;
+  const auto assign = [&](const std::string& name) {
+    const NameMatch match = match_tensor_name(c.style, name);
+    const bool qk_norm = match.slot.role == TensorRole::q_norm || match.slot.role == TensorRole::k_norm;
+    if (match.kind == NameMatch::Kind::vision) {
+      has_vision = true;
+    } else if (match.kind == NameMatch::Kind::rope_freqs) {
+      const auto found = c.tensors.find(name);
+      expect(found != c.tensors.end() && all_ones(found->second), ErrorCode::unsupported, c.path, ": ", name,
+             " changes the RoPE frequencies, which is not supported");
+    } else if (match.kind == NameMatch::Kind::unknown ||
+               (match.kind == NameMatch::Kind::weight && match.slot.layer >= c.config.num_layers) ||
+               (match.kind == NameMatch::Kind::weight && qk_norm && !c.config.qk_norm)) {
+      unknown.push_back(name);
+    } else if (match.kind == NameMatch::Kind::weight) {
+      const auto [other, fresh] = slots.try_emplace(match.slot, name);
+      expect(fresh, ErrorCode::bad_file, c.path, ": the tensors ", other->second, " and ", name, " are both the weight ",
+             slot_name(c.style, match.slot));
+    }
+  };
+  for (const auto& [name, tensor] : c.tensors) assign(name);
+  for (const auto& [name, dtype] : c.other_dtypes) assign(name);
+  expect(unknown.empty(), ErrorCode::bad_file, c.path, ": tensors that a ", c.config.family, " model of ", c.config.num_layers,
+         " layers does not have: ", list_names(unknown));
+  return slots;
+}
+
+void check_tensor(const Checkpoint& c, const TensorSlot& slot, const std::string& name) {
+  if (const auto other = c.other_dtypes.find(name); other != c.other_dtypes.end()) {
+    fail(ErrorCode::unsupported, c.path, ": ", name, " is stored as ", other->second, ", which is not supported");
+  }
+  const Tensor& view = c.tensors.at(name).view;
+  const std::vector<int64_t> expected = slot_shape(slot, c.config);
+  expect(std::equal(expected.begin(), expected.end(), view.shape, view.shape + view.rank), ErrorCode::bad_file, c.path, ": ", name,
+         " has shape ", view.shape_text(), ", ", c.config_name, " says ", shape_text(expected));
+  const bool number = view.dtype == DType::f32 || view.dtype == DType::bf16 || view.dtype == DType::f16;
+  expect(number || (is_block_type(view.dtype) && !is_norm(slot.role)), ErrorCode::unsupported, c.path, ": ", name, " is stored as ",
+         dtype_info(view.dtype).name, ", which is not supported", is_norm(slot.role) ? " for a norm" : "");
+}
+
+void check_complete(const Checkpoint& c, const SlotNames& slots) {
+  std::vector<std::string> missing;
+  for (const TensorSlot& slot : expected_slots(c.config)) {
+    if (!slots.contains(slot)) missing.push_back(slot_name(c.style, slot));
+  }
+  expect(missing.empty(), ErrorCode::bad_file, c.path, ": ", missing.size(), missing.size() == 1 ? " tensor is" : " tensors are",
+         " missing: ", list_names(missing));
+  for (const auto& [slot, name] : slots) check_tensor(c, slot, name);
+}
+
+// A head in the file that is the embedding again is tied, whatever the config says; one that differs is a head of its own, as
+// transformers takes it.
+bool has_own_head(const Checkpoint& c, const SlotNames& slots) {
+  const auto head = slots.find({TensorRole::head, -1});
+  if (head == slots.end()) return false;
+  const Tensor& a = c.tensors.at(head->second).view;
+  const Tensor& b = c.tensors.at(slots.at({TensorRole::embedding, -1})).view;
+  return a.dtype != b.dtype || std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) != 0;
+}
+
+Norm* norm_of(LayerWeights& layer, TensorRole role) {
+  switch (role) {
+    case TensorRole::input_norm:
+      return &layer.input_norm;
+    case TensorRole::post_attention_norm:
+      return &layer.post_attention_norm;
+    case TensorRole::pre_ffn_norm:
+      return &layer.pre_ffn_norm;
+    case TensorRole::post_ffn_norm:
+      return &layer.post_ffn_norm;
+    case TensorRole::q_norm:
+      return &layer.q_norm;
+    case TensorRole::k_norm:
+      return &layer.k_norm;
+    default:
+      return nullptr;
+  }
+}
+
+Linear* linear_of(LayerWeights& layer, TensorRole role) {
+  switch (role) {
+    case TensorRole::q:
+      return &layer.q;
+    case TensorRole::k:
+      return &layer.k;
+    case TensorRole::v:
+      return &layer.v;
+    case TensorRole::o:
+      return &layer.o;
+    case TensorRole::gate:
+      return &layer.gate;
+    case TensorRole::up:
+      return &layer.up;
+    case TensorRole::down:
+      return &layer.down;
+    default:
+      return nullptr;
+  }
+}
+
+// Fills `weights` slot by slot from tensors that have passed every check.
+class Builder {
+ public:
+  Builder(const Checkpoint& c, const SlotNames& slots, Backend& backend, const LoadProgress& progress)
+      : c_(c), slots_(slots), backend_(backend), progress_(progress), weights_(std::make_shared<ModelWeights>()) {}
+
+  std::shared_ptr<const ModelWeights> build(const ModelConfig& config) {
+    weights_->config = config;
+    weights_->layers.resize(static_cast<size_t>(config.num_layers));
+    const bool own_head = !config.tied_head;
+    for (const auto& [slot, name] : slots_) {
+      if (slot.role != TensorRole::head || own_head) total_ += c_.tensors.at(name).view.bytes();
+    }
+    report(0);
+    weights_->embedding = linear({TensorRole::embedding, -1});
+    weights_->head = own_head ? linear({TensorRole::head, -1}) : weights_->embedding;
+    for (const TensorSlot& slot : expected_slots(config)) {
+      if (slot.layer < 0) continue;
+      LayerWeights& layer = weights_->layers[static_cast<size_t>(slot.layer)];
+      if (Norm* target = norm_of(layer, slot.role)) *target = norm(slot);
+      if (Linear* target = linear_of(layer, slot.role)) *target = linear(slot);
+    }
+    weights_->final_norm = norm({TensorRole::final_norm, -1});
+    weights_->file_bytes = total_;
+    return weights_;
+  }
+
+ private:
+  void report(int64_t bytes) {
+    done_ += bytes;
+    if (progress_) progress_(done_, total_);
+  }
+
+  Linear linear(const TensorSlot& slot) {
+    const StoredTensor& stored = c_.tensors.at(slots_.at(slot));
+    Linear result = backend_.make_linear(stored.view, stored.file);
+    report(stored.view.bytes());
+    return result;
+  }
+
+  // Widened to f32 in memory of the backend's device.
+  Norm norm(const TensorSlot& slot) {
+    const Tensor& view = c_.tensors.at(slots_.at(slot)).view;
+    const int64_t dim = view.elements();
+    std::vector<float> values(static_cast<size_t>(dim));
+    dequantize_row(view.dtype, view.data, dim, values.data());
+    const Buffer& buffer = weights_->owned.emplace_back(backend_.allocate(values.size() * sizeof(float)));
+    const Tensor weight = buffer.tensor(DType::f32, {dim});
+    backend_.upload(weight, values.data());
+    report(view.bytes());
+    return {weight, weights_->config.norm_offset, static_cast<float>(weights_->config.norm_eps)};
+  }
+
+  const Checkpoint& c_;
+  const SlotNames& slots_;
+  Backend& backend_;
+  const LoadProgress& progress_;
+  std::shared_ptr<ModelWeights> weights_;
+  int64_t done_ = 0, total_ = 0;
+};
+
+}  // namespace
+
+std::shared_ptr<const ModelWeights> load_weights(const std::string& path, Backend& backend, const LoadProgress& progress) {
+  const Checkpoint c = open_checkpoint(path);
+  ModelConfig config = c.config;
+  bool has_vision = false;
+  const SlotNames slots = assign_slots(c, has_vision);
+  check_complete(c, slots);
+  set_vision(config, has_vision);
+  config.tied_head = !has_own_head(c, slots);
+  return Builder(c, slots, backend, progress).build(config);
+}
+
+ModelConfig load_config(const std::string& path) {
+  const Place place = find_place(path);
+  ModelConfig config = place.gguf.empty() ? read_config(place) : config_from_gguf(*GgufFile::open(place.gguf));
+  set_vision(config, config.has_vision);
+  return config;
+}
+
+std::vector<TensorFact> list_tensors(const std::string& path) {
+  const Place place = find_place(path);
+  std::map<std::string, StoredTensor> tensors;
+  std::map<std::string, std::string> other_dtypes;
+  std::vector<std::string> files = {place.gguf};
+  if (place.gguf.empty()) {
+    TensorFile file = open_safetensors(place.tensors);
+    tensors = std::move(file.tensors), other_dtypes = std::move(file.other_dtypes), files = std::move(file.files);
+  } else {
+    const std::shared_ptr<const GgufFile> file = GgufFile::open(place.gguf);
+    tensors = file->tensors(), other_dtypes = file->other_dtypes();
+  }
+  // File order: shards in their order, within one by address.
+  std::vector<std::pair<std::pair<size_t, const std::byte*>, const std::pair<const std::string, StoredTensor>*>> order;
+  for (const auto& entry : tensors) {
+    const size_t shard = static_cast<size_t>(std::find(files.begin(), files.end(), entry.second.file->path()) - files.begin());
+    order.push_back({{shard, entry.second.view.data}, &entry});
+  }
+  std::sort(order.begin(), order.end());
+  std::vector<TensorFact> facts;
+  for (const auto& [key, entry] : order) {
+    const Tensor& view = entry->second.view;
+    facts.push_back({entry->first, std::string(dtype_info(view.dtype).name), {view.shape, view.shape + view.rank}, view.bytes()});
+  }
+  for (const auto& [name, dtype] : other_dtypes) facts.push_back({name, dtype, {}, 0});
+  return facts;
+}
+
+}  // namespace lapidary

@@ -1,0 +1,104 @@
+// Default bodies of the waist: memory on the host, and every stage of a layer as a sequence of primitives.
+// A backend that fuses a stage is compared with the body here.
+#include "ops/ops.h"
+
+#include <cassert>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace lapidary {
+
+namespace {
+
+// The same memory seen with other dimensions; the number of elements stays.
+Tensor reshaped(const Tensor& t, std::initializer_list<int64_t> dims) {
+  Tensor r(t.data, t.dtype, dims, t.device);
+  assert(r.elements() == t.elements());
+  return r;
+}
+
+}  // namespace
+
+Buffer Backend::allocate(size_t bytes) { return allocate_host(bytes); }
+
+void Backend::upload(const Tensor& dst, const void* host_src) {
+  if (const int64_t bytes = dst.bytes()) std::memcpy(dst.data, host_src, static_cast<size_t>(bytes));
+}
+
+void Backend::download(void* host_dst, const Tensor& src) {
+  if (const int64_t bytes = src.bytes()) std::memcpy(host_dst, src.data, static_cast<size_t>(bytes));
+}
+
+Linear Backend::make_linear(const Tensor& host_weight, std::shared_ptr<const void> keep) { return {host_weight, std::move(keep)}; }
+
+void Backend::sample(const Tensor& logits, std::span<const SampleRequest> requests, std::span<SampleResult> results) {
+  expect(logits.rank == 2 && logits.shape[0] == static_cast<int64_t>(requests.size()) && requests.size() == results.size(),
+         ErrorCode::invalid_argument, "sample: logits ", logits.shape_text(), " for ", requests.size(), " requests and ", results.size(),
+         " results");
+  const int64_t vocab = logits.shape[1];
+  std::vector<float> row(static_cast<size_t>(vocab));
+  for (size_t i = 0; i < requests.size(); ++i) {
+    download(row.data(), logits.rows(static_cast<int64_t>(i), 1));
+    results[i] = sample_token(row, requests[i]);
+  }
+}
+
+void Backend::attention_input(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv, Workspace& ws) {
+  const int64_t tokens = x.shape[0];
+  const Tensor normed = ws.normed.rows(0, tokens);
+  rms_norm(x, norm, normed);
+  linear(normed, wq, ws.q.rows(0, tokens));
+  linear(normed, wk, ws.k.rows(0, tokens));
+  linear(normed, wv, ws.v.rows(0, tokens));
+}
+
+void Backend::attend(const AttendParams& params, Workspace& ws) {
+  const auto& [num_heads, num_kv_heads, head_dim, scale, softcap, window] = params.shape;
+  const int64_t tokens = params.cos.shape[0];
+  const Tensor q = reshaped(ws.q.rows(0, tokens), {tokens, num_heads, head_dim});
+  const Tensor k = reshaped(ws.k.rows(0, tokens), {tokens, num_kv_heads, head_dim});
+  const Tensor v = reshaped(ws.v.rows(0, tokens), {tokens, num_kv_heads, head_dim});
+  if (params.q_norm) {
+    const Tensor q_rows = reshaped(q, {tokens * num_heads, head_dim});
+    rms_norm(q_rows, *params.q_norm, q_rows);
+  }
+  if (params.k_norm) {
+    const Tensor k_rows = reshaped(k, {tokens * num_kv_heads, head_dim});
+    rms_norm(k_rows, *params.k_norm, k_rows);
+  }
+  rope(q, params.cos, params.sin);
+  rope(k, params.cos, params.sin);
+  append_kv(k, v, params.spans, params.shape);
+  attention(q, params.spans, params.shape, ws.attended.rows(0, tokens));
+}
+
+void Backend::attention_output(const Linear& wo, const Norm& post_norm, const Tensor& x, Workspace& ws) {
+  const int64_t tokens = x.shape[0];
+  const Tensor branch = ws.branch.rows(0, tokens);
+  linear(ws.attended.rows(0, tokens), wo, branch);
+  rms_norm(branch, post_norm, branch);
+  add(x, branch);
+}
+
+void Backend::feed_forward(const Tensor& x, const Norm& pre_norm, const Linear& gate, const Linear& up, const Linear& down,
+                           const Norm& post_norm, Workspace& ws) {
+  const int64_t tokens = x.shape[0];
+  const Tensor normed = ws.normed.rows(0, tokens), branch = ws.branch.rows(0, tokens), gated = ws.gated.rows(0, tokens);
+  const Tensor gate_out = ws.gate.rows(0, tokens), up_out = ws.up.rows(0, tokens);
+  rms_norm(x, pre_norm, normed);
+  linear(normed, gate, gate_out);
+  linear(normed, up, up_out);
+  geglu(gate_out, up_out, gated);
+  linear(gated, down, branch);
+  rms_norm(branch, post_norm, branch);
+  add(x, branch);
+}
+
+void Backend::logits(const Tensor& x, const Norm& norm, const Linear& head, float softcap, const Tensor& normed, const Tensor& out) {
+  rms_norm(x, norm, normed);
+  linear(normed, head, out);
+  if (softcap != 0) soft_cap(out, softcap);
+}
+
+}  // namespace lapidary

@@ -1,0 +1,60 @@
+#include "runtime/scheduler.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace lapidary {
+
+namespace {
+
+// Rows that the run could use in one step with unlimited room.
+int64_t wanted_rows(const RunState& run, int64_t chunk) {
+  if (run.paused) return 0;
+  const int64_t rows = std::min(run.rows_left, chunk);
+  return run.waiting && rows == run.rows_left ? std::max<int64_t>(0, rows - 1) : rows;
+}
+
+bool draws(const RunState& run, int64_t rows) { return run.samples && !run.every_row && rows == run.rows_left; }
+
+struct Room {
+  int64_t rows, logit_rows;
+};
+
+// The rows the run gets of what is left, which shrinks accordingly.
+int64_t deal(const RunState& run, int64_t chunk, Room& room) {
+  int64_t rows = std::min(wanted_rows(run, chunk), room.rows);
+  if (run.every_row) rows = std::min(rows, room.logit_rows);
+  if (draws(run, rows) && room.logit_rows == 0) rows = run.decoding ? 0 : rows - 1;
+  room.rows -= rows;
+  room.logit_rows -= run.every_row ? rows : draws(run, rows) && rows > 0 ? 1 : 0;
+  return rows;
+}
+
+}  // namespace
+
+std::vector<Share> plan_step(std::span<const RunState> runs, const StepLimits& limits) {
+  std::vector<size_t> order;
+  for (size_t i = 0; i < runs.size(); ++i)
+    if (wanted_rows(runs[i], limits.chunk) > 0) order.push_back(i);
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return runs[a].last_served < runs[b].last_served; });
+  if (order.empty()) return {};
+
+  Room room{limits.rows, limits.logit_rows};
+  if (runs[order.front()].alone) return {{order.front(), deal(runs[order.front()], limits.chunk, room)}};
+
+  std::vector<Share> shares;
+  for (const bool decoding : {true, false}) {
+    for (size_t i : order) {
+      if (runs[i].decoding != decoding || runs[i].alone) continue;
+      const int64_t rows = deal(runs[i], limits.chunk, room);
+      if (rows > 0) shares.push_back({i, rows});
+    }
+  }
+  std::stable_sort(shares.begin(), shares.end(), [&](const Share& a, const Share& b) {
+    const auto rank = [&](const Share& s) { return runs[s.run].every_row ? 2 : draws(runs[s.run], s.rows) ? 0 : 1; };
+    return rank(a) < rank(b);
+  });
+  return shares;
+}
+
+}  // namespace lapidary

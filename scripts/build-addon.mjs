@@ -1,0 +1,98 @@
+// Builds build/Release/lapidary.node with node-gyp, from a checkout or from the package in somebody's node_modules.
+// Options: --native-tests adds the C++ tests and fuzzers, --werror makes warnings errors, --verbose shows the compiler's output.
+import { spawn, spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import os from 'node:os'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { findNodeDir } from './node-headers.mjs'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+
+/** Commands run with the running Node first on the path: binding.gyp calls `node`. */
+export const buildEnvironment = {
+  ...process.env,
+  PATH: `${path.dirname(process.execPath)}${path.delimiter}${process.env.PATH ?? ''}`,
+}
+
+export const jobs = process.env.JOBS || String(Math.max(1, os.availableParallelism()))
+
+/** Runs a command; its output goes to `log` (a file) or is shown. Rejects with the last lines when it fails. */
+export function runBuildCommand(command, args, { verbose = false, log, onLine, cwd = root } = {}) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { cwd, env: buildEnvironment, stdio: ['ignore', 'pipe', 'pipe'] })
+    let output = ''
+    const take = (chunk) => {
+      output += chunk
+      if (verbose) process.stderr.write(chunk)
+      for (const line of String(chunk).split('\n')) if (line.trim()) onLine?.(line.trim())
+    }
+    child.stdout.on('data', take)
+    child.stderr.on('data', take)
+    child.on('error', reject)
+    child.on('close', (code) => {
+      if (log) {
+        mkdirSync(path.dirname(log), { recursive: true })
+        writeFileSync(log, output)
+      }
+      if (code === 0) return resolve(output)
+      const shown = verbose ? '' : `:\n${output.split('\n').slice(-60).join('\n')}`
+      reject(new Error(`${path.basename(command)} ${args.join(' ')} ended with code ${code}${shown}${log ? `\nThe whole output is in ${log}` : ''}`))
+    })
+  })
+}
+
+export function checkTools() {
+  const works = (command, ...args) => spawnSync(command, args, { stdio: 'ignore', env: buildEnvironment }).status === 0
+  const missing = []
+  if (process.platform !== 'win32') {
+    if (!works(process.env.PYTHON || 'python3', '--version')) missing.push('python3')
+    if (!works('make', '--version')) missing.push('make')
+    if (!works(process.env.CXX || 'c++', '--version') && !works('g++', '--version')) missing.push('g++ (or another C++20 compiler, named by CXX)')
+  }
+  if (missing.length) throw new Error(`building needs ${missing.join(', ')}; on Debian or Ubuntu: apt-get install python3 make g++`)
+}
+
+/** node-gyp's program: our own dependency, else the one that npm brings. */
+function findNodeGyp() {
+  const require = createRequire(path.join(root, 'package.json'))
+  try {
+    return require.resolve('node-gyp/bin/node-gyp.js')
+  } catch {
+    const npmRoots = [
+      process.env.npm_execpath && path.resolve(path.dirname(process.env.npm_execpath), '..'),
+      path.resolve(path.dirname(process.execPath), '../lib/node_modules/npm'),
+      path.resolve(path.dirname(process.execPath), 'node_modules/npm'),
+      path.join(spawnSync('npm', ['root', '--global'], { encoding: 'utf8', env: buildEnvironment, shell: process.platform === 'win32' }).stdout?.trim() || '/', 'npm'),
+    ]
+    const files = npmRoots.filter(Boolean).map((folder) => path.join(folder, 'node_modules/node-gyp/bin/node-gyp.js'))
+    const found = files.find((file) => existsSync(file))
+    if (!found) throw new Error(`node-gyp was found neither beside this package nor in npm (${files.join(', ')}); run: npm install node-gyp`)
+    return found
+  }
+}
+
+export async function buildAddon({ nativeTests = false, werror = false, verbose = false, onLine } = {}) {
+  checkTools()
+  const nodeGyp = findNodeGyp()
+  const nodeDir = findNodeDir(root)
+  const configure = [nodeGyp, 'configure', '--release', ...(nodeDir ? ['--nodedir', nodeDir] : [])]
+  configure.push('--', `-Dnative_tests=${nativeTests ? 1 : 0}`, `-Dwerror=${werror ? 1 : 0}`)
+  await runBuildCommand(process.execPath, configure, { verbose, log: path.join(root, 'build/configure.log') })
+  await runBuildCommand(process.execPath, [nodeGyp, 'build', '--jobs', jobs], { verbose, onLine, log: path.join(root, 'build/compile.log') })
+  return path.join(root, 'build/Release/lapidary.node')
+}
+
+if (process.argv[1] && path.resolve(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  const flags = new Set(process.argv.slice(2))
+  const onLine = (line) => flags.has('--verbose') || process.stderr.write(`${line}\n`)
+  try {
+    const file = await buildAddon({ nativeTests: flags.has('--native-tests'), werror: flags.has('--werror'), verbose: flags.has('--verbose'), onLine })
+    createRequire(import.meta.url)(file).version()
+    process.stderr.write(`built ${file}\n`)
+  } catch (error) {
+    process.stderr.write(`lapidary: ${error.message}\n`)
+    process.exitCode = 1
+  }
+}

@@ -1,0 +1,28 @@
+// The C++ tests and the fuzzer in a folder of their own, under sanitizers: gyp and make alone, no Node headers, no CMake.
+import path from 'node:path'
+import { buildEnvironment, checkTools, jobs, runBuildCommand } from './build-addon.mjs'
+import { root } from './setup.mjs'
+
+/** Builds with -fsanitize=`sanitize` and returns the folder of lapidary_tests and lapidary_fuzz. */
+export async function buildSanitized(sanitize, { werror = false } = {}) {
+  checkTools()
+  const name = `build/sanitize-${sanitize.split(',')[0]}`
+  const folder = path.join(root, name)
+  const gyp = path.join(root, 'node_modules/node-gyp/gyp/gyp_main.py')
+  const defines = {
+    native_tests: 1, with_addon: 0, sanitize, werror: werror ? 1 : 0, target_arch: process.arch, host_arch: process.arch,
+    module_root_dir: root.replace(/\/$/, ''), library: 'static_library', visibility: 'hidden',
+  }
+  const args = [gyp, 'binding.gyp', '-f', 'make', '--depth=.', '--no-parallel', '--generator-output', name, '-Goutput_dir=.']
+  for (const [key, value] of Object.entries(defines)) args.push(`-D${key}=${value}`)
+  await runBuildCommand(process.env.PYTHON || 'python3', args, { log: path.join(folder, 'configure.log') })
+  await runBuildCommand('make', ['-C', folder, 'BUILDTYPE=Release', '-j', jobs], { log: path.join(folder, 'compile.log') })
+  return path.join(folder, 'Release')
+}
+
+export const sanitizerEnvironment = {
+  ...buildEnvironment,
+  ASAN_OPTIONS: 'detect_leaks=1:abort_on_error=0:allocator_may_return_null=1',
+  UBSAN_OPTIONS: 'print_stacktrace=1:halt_on_error=1',
+  TSAN_OPTIONS: 'halt_on_error=1:second_deadlock_stack=1',
+}

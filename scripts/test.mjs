@@ -1,0 +1,127 @@
+// `npm test`: sets up what is missing, then runs every check. Options: --long (100,000 fuzzed files, long tests), --sanitizers (C++ tests
+// under ASan + UBSan, engine tests under TSan, fuzzing under ASan), --cmake (the addon by cmake-js too), --werror.
+import { spawn } from 'node:child_process'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { root, setUp } from './setup.mjs'
+
+const flags = new Set(process.argv.slice(2))
+const long = flags.has('--long')
+const environment = { ...process.env, ...(long ? { LAPIDARY_LONG: '1' } : {}) }
+const fuzzFiles = long ? 100_000 : 2_000
+const totals = { passed: 0, failed: 0 }
+const failures = []
+
+function record(name, passed, failed) {
+  totals.passed += passed
+  totals.failed += failed
+  if (failed) failures.push(`${name}: ${failed} failed`)
+}
+
+/** Runs a command with its output shown; gives its exit code and, on request, the output. */
+function run(command, args, { env = environment, keep = false } = {}) {
+  return new Promise((resolve) => {
+    const child = spawn(command, args, { cwd: root, env, stdio: ['ignore', keep ? 'pipe' : 'inherit', 'inherit'] })
+    let output = ''
+    child.stdout?.on('data', (chunk) => {
+      output += chunk
+      process.stdout.write(chunk)
+    })
+    child.on('error', (error) => resolve({ code: 1, output: `${output}${error.message}` }))
+    child.on('close', (code, signal) => resolve({ code: signal ? 128 : code, output }))
+  })
+}
+
+/** One section: whatever it throws is one failure, and the rest still runs. */
+async function section(name, body) {
+  const start = process.hrtime.bigint()
+  process.stdout.write(`\n== ${name}\n`)
+  try {
+    await body()
+  } catch (error) {
+    process.stdout.write(`${error.message}\n`)
+    record(name, 0, 1)
+  }
+  process.stdout.write(`-- ${name}: ${(Number(process.hrtime.bigint() - start) / 1e9).toFixed(1)} s\n`)
+}
+
+/** A program whose last line is "N passed, N failed". */
+async function runCounting(name, program, args, env) {
+  const { code, output } = await run(program, args, { env, keep: true })
+  const counts = [...output.matchAll(/^(\d+) passed, (\d+) failed$/gm)].at(-1)
+  const passed = counts ? Number(counts[1]) : 0, failed = counts ? Number(counts[2]) : 0
+  if (!counts || (code !== 0 && failed === 0)) process.stdout.write(`${name} ended with code ${code}\n`)
+  record(name, passed, code !== 0 && failed === 0 ? 1 : failed)
+}
+
+function testFiles(...folders) {
+  return folders.flatMap((folder) => {
+    const full = path.join(root, folder)
+    if (!existsSync(full)) return []
+    return readdirSync(full, { recursive: true }).filter((name) => name.endsWith('.test.mjs')).sort().map((name) => path.join(full, name))
+  })
+}
+
+async function runNodeTests(name, files) {
+  if (!files.length) throw new Error(`${name}: no test files were found`)
+  const scratch = mkdtempSync(path.join(os.tmpdir(), 'lapidary-tap-'))
+  const tap = path.join(scratch, 'out.tap')
+  const reporters = ['--test-reporter=spec', '--test-reporter-destination=stdout', '--test-reporter=tap', `--test-reporter-destination=${tap}`]
+  try {
+    const { code } = await run(process.execPath, ['--test', ...reporters, ...files])
+    const text = existsSync(tap) ? readFileSync(tap, 'utf8') : ''
+    const count = (key) => Number(text.match(new RegExp(`^# ${key} (\\d+)$`, 'm'))?.[1] ?? 0)
+    const failed = count('fail') + count('cancelled')
+    record(name, count('pass'), code !== 0 && failed === 0 ? 1 : failed)
+  } finally {
+    rmSync(scratch, { recursive: true, force: true })
+  }
+}
+
+function fuzzArguments(files) {
+  return [String(files)]
+}
+
+await section('set-up', async () => {
+  await setUp({ nativeTests: true, werror: flags.has('--werror') })
+})
+if (totals.failed === 0) {
+  await section('architecture', () => runNodeTests('architecture', testFiles('test/architecture')))
+  await section('C++ tests', () => runCounting('C++ tests', path.join(root, 'build/Release/lapidary_tests'), [], environment))
+  await section(`fuzzing, ${fuzzFiles} files`, () => runCounting('fuzzing', path.join(root, 'build/Release/lapidary_fuzz'), fuzzArguments(fuzzFiles), environment))
+  await section('JavaScript tests', () => runNodeTests('JavaScript tests', testFiles('test/js', 'test/stress')))
+  await section('types', async () => {
+    const { code } = await run(process.execPath, [path.join(root, 'node_modules/typescript/bin/tsc'), '--noEmit', '-p', path.join(root, 'tsconfig.json')])
+    record('types', code === 0 ? 1 : 0, code === 0 ? 0 : 1)
+  })
+  await section('lint', async () => {
+    const { lint } = await import('./lint.mjs')
+    for (const [name, ok] of lint()) record(name, ok ? 1 : 0, ok ? 0 : 1)
+  })
+  if (flags.has('--sanitizers')) {
+    const { buildSanitized, sanitizerEnvironment } = await import('./native-tests.mjs')
+    const env = { ...environment, ...sanitizerEnvironment }
+    await section('C++ tests and fuzzing under ASan and UBSan', async () => {
+      const folder = await buildSanitized('address,undefined', { werror: flags.has('--werror') })
+      await runCounting('C++ tests (ASan, UBSan)', path.join(folder, 'lapidary_tests'), [], env)
+      await runCounting('fuzzing (ASan, UBSan)', path.join(folder, 'lapidary_fuzz'), fuzzArguments(2_000), env)
+    })
+    await section('engine tests under TSan', async () => {
+      const folder = await buildSanitized('thread', { werror: flags.has('--werror') })
+      await runCounting('engine tests (TSan)', path.join(folder, 'lapidary_tests'), ['engine'], env)
+    })
+  }
+  if (flags.has('--cmake')) {
+    await section('addon by cmake-js', async () => {
+      const { buildWithCMake } = await import('./build-cmake.mjs')
+      const { file, version } = await buildWithCMake()
+      process.stdout.write(`${path.relative(root, file)} loads, version ${version}\n`)
+      record('cmake-js', 1, 0)
+    })
+  }
+}
+
+for (const line of failures) process.stdout.write(`\nFAILED ${line}`)
+process.stdout.write(`\n${totals.passed} passed, ${totals.failed} failed\n`)
+process.exitCode = totals.failed || !totals.passed ? 1 : 0

@@ -1,0 +1,96 @@
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+
+#include "check.h"
+
+namespace lapidary::test {
+
+std::vector<Case>& cases() {
+  static std::vector<Case> all;
+  return all;
+}
+
+int add_case(std::string name, std::function<void()> body) {
+  cases().push_back({std::move(name), std::move(body)});
+  return 0;
+}
+
+namespace {
+int failures_in_case = 0;
+std::vector<std::string>& temporaries() {
+  static std::vector<std::string> all;
+  return all;
+}
+}  // namespace
+
+void record_failure(const char* file, int line, const std::string& what) {
+  ++failures_in_case;
+  std::printf("    %s:%d: %s\n", file, line, what.c_str());
+}
+
+std::string golden(const std::string& relative) {
+  const char* root = std::getenv("LAPIDARY_GOLDEN");
+  return (root ? std::string(root) : std::string(LAPIDARY_SOURCE_DIR "/test/golden")) + "/" + relative;
+}
+
+std::string temporary_folder() {
+  std::string pattern = (std::filesystem::temp_directory_path() / "lapidary-test-XXXXXX").string();
+  if (!mkdtemp(pattern.data())) fail(ErrorCode::internal, "mkdtemp failed for ", pattern);
+  temporaries().push_back(pattern);
+  return pattern;
+}
+
+double relative_error(std::span<const float> got, std::span<const float> want) {
+  if (got.size() != want.size()) return INFINITY;
+  double d = 0, n = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    d += (double(got[i]) - want[i]) * (double(got[i]) - want[i]);
+    n += double(want[i]) * want[i];
+  }
+  return n == 0 ? std::sqrt(d) : std::sqrt(d / n);
+}
+
+void expect_close(const char* file, int line, std::span<const float> got, std::span<const float> want, double rtol, double atol) {
+  if (got.size() != want.size()) {
+    record_failure(file, line, "sizes differ: " + std::to_string(got.size()) + " and " + std::to_string(want.size()));
+    return;
+  }
+  double worst = -1;
+  size_t at = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double over = std::abs(double(got[i]) - want[i]) - (atol + rtol * std::abs(double(want[i])));
+    if (!(over <= 0) && !(over <= worst)) worst = std::isnan(over) ? INFINITY : over, at = i;
+  }
+  if (worst > 0) {
+    std::ostringstream os;
+    os.precision(9);
+    os << "element " << at << ": got " << got[at] << ", want " << want[at] << " (rtol " << rtol << ", atol " << atol << ")";
+    record_failure(file, line, os.str());
+  }
+}
+
+}  // namespace lapidary::test
+
+int main(int argc, char** argv) {
+  using namespace lapidary::test;
+  const std::string filter = argc > 1 ? argv[1] : "";
+  int passed = 0, failed = 0;
+  for (const Case& c : cases()) {
+    if (c.name.find(filter) == std::string::npos) continue;
+    failures_in_case = 0;
+    try {
+      c.body();
+    } catch (const LeaveCase&) {
+    } catch (const std::exception& e) {
+      record_failure("exception", 0, e.what());
+    }
+    std::printf("%s %s\n", failures_in_case ? "FAIL" : "ok  ", c.name.c_str());
+    std::fflush(stdout);
+    (failures_in_case ? failed : passed)++;
+  }
+  for (const std::string& folder : temporaries()) std::filesystem::remove_all(folder);
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed || !passed ? 1 : 0;
+}

@@ -1,0 +1,92 @@
+#include "runtime/scheduler.h"
+
+#include <algorithm>
+
+#include "check.h"
+
+using namespace lapidary;
+
+namespace {
+
+RunState prompt(int64_t rows, uint64_t served = 0) {
+  RunState s;
+  s.rows_left = rows;
+  s.last_served = served;
+  return s;
+}
+
+RunState decode(uint64_t served = 0) {
+  RunState s = prompt(1, served);
+  s.decoding = true;
+  return s;
+}
+
+RunState with(RunState s, bool RunState::* flag, bool value = true) {
+  s.*flag = value;
+  return s;
+}
+
+// "run:rows run:rows"
+std::string planned(const std::vector<RunState>& runs, const StepLimits& limits) {
+  std::string text;
+  for (const Share& s : plan_step(runs, limits)) text += (text.empty() ? "" : " ") + std::to_string(s.run) + ":" + std::to_string(s.rows);
+  return text;
+}
+
+constexpr StepLimits kLimits{16, 6, 8};
+
+}  // namespace
+
+TEST("scheduler: tables of states and plans") {
+  struct Row {
+    const char* what;
+    std::vector<RunState> runs;
+    StepLimits limits;
+    const char* plan;
+  };
+  const Row rows[] = {
+      {"nothing to do", {}, kLimits, ""},
+      {"all done", {prompt(0)}, kLimits, ""},
+      {"a prompt in chunks", {prompt(20)}, kLimits, "0:6"},
+      {"its last chunk", {prompt(5)}, kLimits, "0:5"},
+      {"decode before prompts, prompts share the rest", {prompt(20), decode(3), prompt(20), prompt(20)}, kLimits, "1:1 0:6 2:6 3:3"},
+      {"those that draw come first", {prompt(20), prompt(4)}, kLimits, "1:4 0:6"},
+      {"served longest ago first", {prompt(20, 9), prompt(20, 7), prompt(20, 8)}, kLimits, "1:6 2:6 0:4"},
+      {"more decoding than rows", {decode(5), decode(4), decode(6)}, {2, 6, 8}, "1:1 0:1"},
+      {"more decoding than logit rows", {decode(5), decode(4), decode(6)}, {16, 6, 2}, "1:1 0:1"},
+      {"a prompt waits with its last row for a logit row", {decode(), decode(), prompt(4)}, {16, 6, 2}, "0:1 1:1 2:3"},
+      {"paused runs have no rows", {with(decode(), &RunState::paused), prompt(3)}, kLimits, "1:3"},
+      {"a waiting prompt goes on but for its last row", {with(prompt(4), &RunState::waiting), with(prompt(9), &RunState::waiting)}, kLimits, "0:3 1:6"},
+      {"a waiting run of one row has none", {with(decode(), &RunState::waiting), with(prompt(1), &RunState::waiting)}, kLimits, ""},
+      {"score rows are limited by logit rows and come last", {with(prompt(20), &RunState::every_row), decode(1)}, {16, 6, 4}, "1:1 0:3"},
+      {"no draw, no logit row", {with(prompt(3), &RunState::samples, false), decode(1)}, {16, 6, 1}, "1:1 0:3"},
+      {"alone when its turn has come", {prompt(20, 2), with(prompt(20, 1), &RunState::alone)}, kLimits, "1:6"},
+      {"left out when not", {prompt(20, 2), with(prompt(20, 3), &RunState::alone), decode(4)}, kLimits, "2:1 0:6"},
+  };
+  for (const Row& row : rows) CHECK_MSG(planned(row.runs, row.limits) == row.plan, row.what << ": " << planned(row.runs, row.limits));
+}
+
+TEST("scheduler: whatever the mix, limits hold, everyone gets on and the rows add up") {
+  const StepLimits limits{10, 4, 3};
+  std::vector<RunState> runs = {prompt(50), prompt(7), with(prompt(23), &RunState::every_row), with(prompt(30), &RunState::alone), decode(), decode(), decode(), decode(), prompt(90)};
+  std::vector<int64_t> left;
+  for (const RunState& r : runs) left.push_back(r.decoding ? 40 : r.rows_left);
+  uint64_t step = 0;
+  for (; step < 200; ++step) {
+    const std::vector<Share> shares = plan_step(runs, limits);
+    if (shares.empty()) break;
+    int64_t rows = 0, logit_rows = 0;
+    for (const Share& s : shares) {
+      RunState& r = runs[s.run];
+      CHECK(s.rows >= 1 && s.rows <= std::min(limits.chunk, r.rows_left) && (!r.alone || shares.size() == 1));
+      rows += s.rows;
+      logit_rows += r.every_row ? s.rows : s.rows == r.rows_left;
+      r.last_served = step + 1;
+      left[s.run] -= s.rows;
+      if (!r.decoding || left[s.run] == 0) r.rows_left -= s.rows;
+    }
+    CHECK(rows <= limits.rows && logit_rows <= limits.logit_rows);
+  }
+  for (size_t i = 0; i < left.size(); ++i) CHECK_MSG(left[i] == 0, "run " << i << " has " << left[i] << " rows left");
+  CHECK_MSG(step < 120, step << " steps");
+}

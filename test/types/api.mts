@@ -1,0 +1,65 @@
+// Compiled, never run: every public function used as its types allow, and refused where they do not.
+import {
+  type Chat, type Device, type ErrorCode, type GenerateResult, type GeneratedPart, type Inspection, LapidaryError, type MemoryEstimate, type Message,
+  type Model, type Run, type Tokenizer, devices, estimateMemory, inspect, loadModel, loadTokenizer, probabilities,
+} from 'lapidary'
+
+type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
+function same<A, B>(_: Same<A, B>): void {}
+
+const model: Model = await loadModel('models/tiny', { device: 'cpu', precision: 'f32', threads: 2, onProgress: ({ loaded, total }) => loaded / total })
+// @ts-expect-error no such device
+await loadModel('models/tiny', { device: 'gpu' })
+// @ts-expect-error no such option
+await loadModel('models/tiny', { devices: 'cpu' })
+
+const result = await model.generate('Once', { maxTokens: 5, temperature: 0.5, seed: 1n, stop: ['a', 'b'], logitBias: { 3: -1 }, logprobs: 2 })
+same<typeof result, GenerateResult>(true)
+same<GenerateResult['finishReason'], 'stop' | 'length' | 'stop-sequence' | 'aborted'>(true)
+await model.generate(new Int32Array([1, 2]), { mask: async (generated: readonly number[]) => (generated.length > 3 ? null : [1, 2]) })
+await model.generate([1, 2], { logitBias: new Map([[1, 2]]), mask: () => new Uint32Array(128) })
+// @ts-expect-error a prompt is text or ids
+await model.generate(5)
+
+const run: Run = model.stream('Once')
+for await (const part of run) same<typeof part, GeneratedPart>(true)
+same<Run['result'], Promise<GenerateResult>>(true)
+// @ts-expect-error a run is not a promise
+run.then(() => {})
+
+const logits = await model.logits([[1, 2], [3]], { signal: new AbortController().signal })
+same<typeof logits, Float32Array[]>(true)
+await model.logits([new Int32Array([1])])
+const hidden: Float32Array[] = await model.hiddenStates([1, 2, 3])
+
+const history: Message[] = [{ role: 'user', content: [{ type: 'text', text: 'a' }] }, { role: 'assistant', content: 'b' }]
+const chat: Chat = model.chat({ system: 'Be brief.', messages: history, format: 'gemma3' })
+for await (const { text } of chat.send('Hello', { maxTokens: 3 })) text.trim()
+const { usage } = await chat.send('Again').result
+usage.promptTokens.toFixed()
+const copy: Chat = chat.fork()
+copy.rewind(1)
+await chat.save('x')
+const restored: Chat = await model.loadChat('x', { format: 'gemma2' })
+same<Chat['messages'], readonly Message[]>(true)
+// @ts-expect-error messages cannot be pushed to
+restored.messages.push({ role: 'user', content: '' })
+await chat[Symbol.asyncDispose]()
+
+same<Model['tokenizer'], Tokenizer | null>(true)
+const tokenizer: Tokenizer = await loadTokenizer('models/tiny')
+const ids: number[] = tokenizer.encode('a', { special: true })
+const text: string = tokenizer.decode(ids)
+const batch: number[][] = await tokenizer.encodeBatch(['a'])
+
+const list: Device[] = devices()
+same<Device['kind'], 'cpu' | 'cuda'>(true)
+const estimate: MemoryEstimate = await estimateMemory('models/tiny', { sequences: 4, contextTokens: 100 })
+const facts: Inspection = await inspect('models/tiny')
+const p: Float32Array = probabilities(new Float32Array(4), { temperature: 0.5, topK: 2 }, [1])
+try {
+  await model.close()
+} catch (error) {
+  if (error instanceof LapidaryError) same<typeof error.code, ErrorCode>(true)
+}
+export { batch, estimate, facts, hidden, list, p, text }
