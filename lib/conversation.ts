@@ -7,7 +7,7 @@ import type { ModelInfo } from './model.js'
 import type { NativeModel, NativeSequence } from './native.js'
 import { choice, readOptions, string } from './options.js'
 import { Run, disposed } from './run.js'
-import { compileTemplate, readTemplate, recognizeTemplate } from './template.js'
+import { compileTemplate, knownTemplate, readTemplate, recognizeTemplate } from './template.js'
 import type { Tokenizer } from './tokenizer.js'
 
 export interface ChatOptions {
@@ -257,8 +257,9 @@ export class Chat {
     starts.push(start)
     if (special) this.#history.special.add(messages.length)
     messages.push(message, { role: 'assistant', content: result.text })
+    // The format trims answers: one with blanks around it, or with control tokens in it, is encoded anew for the next turn.
     const asRendered = stripText(result.text)
-    if (this.#model.tokenizer.decode(result.tokens, { special: true }) === asRendered) tokens.set(messages.length - 1, result.tokens)
+    if (this.#model.tokenizer.decode(result.tokens) === asRendered) tokens.set(messages.length - 1, result.tokens)
   }
 }
 
@@ -289,9 +290,11 @@ function parseTurns(tokenizer: Tokenizer, ids: readonly number[]): History {
     const head = heads.findIndex((prefix) => prefix.every((id, i) => turn[i] === id))
     if (head !== history.messages.length % 2) throw new LapidaryError('bad_file', 'loadChat: the saved tokens are not turns of a user and the model')
     const content = turn.slice(heads[head]!.length, end)
+    const text = tokenizer.decode(content)
     if (head === 0) history.starts.push(answerEnd)
-    history.tokens.set(history.messages.length, content)
-    history.messages.push({ role: head === 0 ? 'user' : 'assistant', content: tokenizer.decode(content, { special: true }) })
+    // The same rule as for a fresh answer: the format trims, so an answer with blanks around it is encoded anew.
+    if (head === 0 || stripText(text) === text) history.tokens.set(history.messages.length, content)
+    history.messages.push({ role: head === 0 ? 'user' : 'assistant', content: text })
     answerEnd = at + end
     at = next
   }
@@ -310,8 +313,10 @@ async function chooseFormat({ tokenizer, info }: ChatModel, options: ChatOptions
   if (options.format) return code(options.format)
   const source = options.template ?? tokenizer.chatTemplate
   if (!source) return code(formatReader(info.family, 'chat: the format for this model'))
+  const official = knownTemplate(source)
+  if (official) return code(official)
   const template = await compileTemplate(source, { bos, eos: tokenizer.eosId >= 0 ? tokenizer.piece(tokenizer.eosId) : '' })
-  const family = recognizeTemplate(template, bos)
+  const family = await recognizeTemplate(template, bos)
   return family ? code(family) : { family: null, render: template.render }
 }
 

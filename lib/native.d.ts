@@ -153,6 +153,7 @@ export interface NativeSequence {
 
 export interface NativeModel {
   readonly info: NativeModelInfo
+  /** Closed with the model. */
   readonly tokenizer: NativeTokenizer | null
   readonly device: string
   generate(request: NativeRunRequest, onEvent: (event: NativeRunEvent) => void): NativeRun

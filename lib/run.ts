@@ -132,7 +132,8 @@ export class Run implements AsyncIterable<GeneratedPart> {
         masked: generation.mask !== undefined,
       }, (event) => this.#onEvent(event))
     } catch (error) {
-      this.#failure ??= { reason: toLapidaryError(error, site) }
+      // What was given up before it began has no failure of its own.
+      if (!this.#aborted) this.#failure ??= { reason: toLapidaryError(error, site) }
       this.#end(null)
     }
   }

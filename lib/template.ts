@@ -3,7 +3,8 @@
  * twice: with the messages, and with unguessable marks in their place. The second run shows which text is the template's own.
  */
 
-import { randomBytes } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
+import { setImmediate } from 'node:timers/promises'
 import { type ChatFamily, type ChatPart, type Message, renderChat, stripText } from './chat.js'
 import { LapidaryError, invalid } from './errors.js'
 
@@ -108,8 +109,16 @@ const probes: ReadonlyArray<readonly Message[]> = [
   [{ role: 'user', content: 'a' }, { role: 'user', content: 'b' }],
 ]
 
+/** SHA-256 of official templates, ends trimmed: these need not be run to be known. */
+const known: ReadonlyMap<string, ChatFamily> = new Map([['8d9e3a3c114fb2053ec500184677af4f7e5f8ec2582443cd535834e68b3ade29', 'gemma3']])
+
+/** The Gemma format that a template's source is known to be; null when it has to be tried. */
+export function knownTemplate(source: string): ChatFamily | null {
+  return known.get(createHash('sha256').update(source.trim()).digest('hex')) ?? null
+}
+
 /** The Gemma format that a template is, judged by what it does with a few conversations; null for any other. */
-export function recognizeTemplate(template: ChatTemplate, bos: string): ChatFamily | null {
+export async function recognizeTemplate(template: ChatTemplate, bos: string): Promise<ChatFamily | null> {
   const outcome = (render: () => ChatPart[]): string => {
     try {
       return render().map((part) => part.text).join('')
@@ -117,12 +126,18 @@ export function recognizeTemplate(template: ChatTemplate, bos: string): ChatFami
       return `refused: ${(error as Error).message}`
     }
   }
-  for (const family of ['gemma3', 'gemma2'] as const) {
-    const same = probes.every((messages) => [true, false].every((generationPrompt) =>
-      outcome(() => template.render(messages, generationPrompt)) === outcome(() => renderChat(family, messages, generationPrompt, bos))))
-    if (same) return family
+  const families = new Set<ChatFamily>(['gemma3', 'gemma2'])
+  for (const messages of probes) {
+    for (const generationPrompt of [true, false]) {
+      const rendered = outcome(() => template.render(messages, generationPrompt))
+      for (const family of families) {
+        if (rendered !== outcome(() => renderChat(family, messages, generationPrompt, bos))) families.delete(family)
+      }
+      // A template may be slow: others get their turn on this thread.
+      await setImmediate()
+    }
   }
-  return null
+  return [...families][0] ?? null
 }
 
 /** The text that a template option names: itself, if it looks like one. */

@@ -106,6 +106,11 @@ void Environment::release_elsewhere(std::shared_ptr<void> owned) {
   Work::queue(env_, "lapidary release", std::make_unique<ReleaseWork>(std::move(owned)));
 }
 
+void Environment::report_bytes(int64_t bytes) {
+  int64_t total = 0;
+  if (bytes != 0 && !ending_) napi_adjust_external_memory(env_, bytes, &total);
+}
+
 void Environment::on_cleanup(void* self) { static_cast<Environment*>(self)->end(); }
 
 void Environment::end() {

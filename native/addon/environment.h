@@ -48,6 +48,9 @@ class Environment : public std::enable_shared_from_this<Environment> {
   // Lets go of `owned` on another thread, because its destructor may join a thread or free much memory.
   void release_elsewhere(std::shared_ptr<void> owned);
 
+  // Native memory that the garbage collector cannot see has come (or gone, when negative).
+  void report_bytes(int64_t bytes);
+
   bool ending() const { return ending_; }
   napi_env env() const { return env_; }
 

@@ -32,11 +32,6 @@ std::shared_ptr<const Tokenizer> load_optional_tokenizer(const std::string& path
   return is_file(file) ? Tokenizer::load(file) : nullptr;
 }
 
-void adjust_external_memory(napi_env env, int64_t bytes) {
-  int64_t now = 0;
-  napi_adjust_external_memory(env, bytes, &now);
-}
-
 }  // namespace
 
 LoadedModel load_model(const std::string& path, const LoadOptions& options, const LoadProgress& progress) {
@@ -55,7 +50,7 @@ Napi::Object make_model(Napi::Env env, LoadedModel model) {
   const int64_t scratch_bytes = model.state->engine()->memory().scratch_bytes;
   environment.add_closable(model.state);
   Napi::Object object = make_handle(env, std::make_unique<ModelObject>(environment, model.state, scratch_bytes));
-  adjust_external_memory(env, scratch_bytes);
+  environment.report_bytes(scratch_bytes);
 
   Napi::Object info = model_info(env, model.weights->config, model.weights->file_bytes);
   info.Freeze();
@@ -82,13 +77,12 @@ ModelObject::~ModelObject() {
 }
 
 void ModelObject::report_bytes_gone() {
-  if (reported_bytes_ && !environment_->ending()) adjust_external_memory(environment_->env(), -reported_bytes_);
-  reported_bytes_ = 0;
+  environment_->report_bytes(-std::exchange(reported_bytes_, 0));
 }
 
 void ModelObject::dispose_tokenizer(const Napi::CallbackInfo& info) {
   TokenizerObject* tokenizer = find_handle<TokenizerObject>(info.Env(), info.This().As<Napi::Object>().Get("tokenizer"));
-  if (tokenizer) environment_->release_elsewhere(std::const_pointer_cast<Tokenizer>(tokenizer->dispose()));
+  if (tokenizer) tokenizer->dispose();
 }
 
 napi_value ModelObject::generate(const Napi::CallbackInfo& info) {

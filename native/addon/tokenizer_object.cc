@@ -4,12 +4,15 @@
 #include <limits>
 
 #include "addon/args.h"
-#include "addon/promise_worker.h"
+#include "addon/id_lists.h"
 #include "addon/results.h"
 
 namespace lapidary::addon {
 
 namespace {
+
+// What a piece takes with its share of the tables, roughly: for the garbage collector, which cannot see it.
+constexpr int64_t kBytesPerPiece = 128;
 
 class TokenStreamObject {
  public:
@@ -53,6 +56,17 @@ std::vector<Method> TokenizerObject::methods() {
           {"chatTemplate", call_member<TokenizerObject, &TokenizerObject::chat_template>, true}};
 }
 
+TokenizerObject::TokenizerObject(Environment& environment, std::shared_ptr<const Tokenizer> tokenizer)
+    : environment_(environment.shared_from_this()), tokenizer_(std::move(tokenizer)) {
+  environment_->report_bytes(tokenizer_->size() * kBytesPerPiece);
+}
+
+void TokenizerObject::dispose() {
+  if (!tokenizer_) return;
+  environment_->report_bytes(-tokenizer_->size() * kBytesPerPiece);
+  environment_->release_elsewhere(std::const_pointer_cast<Tokenizer>(std::move(tokenizer_)));
+}
+
 const std::shared_ptr<const Tokenizer>& TokenizerObject::tokenizer() const {
   expect(tokenizer_ != nullptr, ErrorCode::disposed, "the model of this tokenizer is closed");
   return tokenizer_;
@@ -69,7 +83,7 @@ napi_value TokenizerObject::encode(const Napi::CallbackInfo& info) {
 
 napi_value TokenizerObject::encode_async(const Napi::CallbackInfo& info) {
   auto encode = [tokenizer = tokenizer(), parts = to_parts(info[0], "parts")] { return tokenizer->encode(views(parts)); };
-  return promise_work(info.Env(), "lapidary encode", std::move(encode), [](Napi::Env env, std::vector<int32_t> ids) -> napi_value { return id_array(env, ids); });
+  return promise_id_list(info.Env(), "lapidary encode", std::move(encode));
 }
 
 napi_value TokenizerObject::encode_batch(const Napi::CallbackInfo& info) {
@@ -80,18 +94,11 @@ napi_value TokenizerObject::encode_batch(const Napi::CallbackInfo& info) {
     texts.push_back(to_parts(list.Get(i), "texts[" + std::to_string(i) + "]"));
   }
   auto encode = [tokenizer = tokenizer(), texts = std::move(texts)] {
-    std::vector<std::vector<int32_t>> out;
+    IdLists out;
     for (const std::vector<OwnedPart>& parts : texts) out.push_back(tokenizer->encode(views(parts)));
     return out;
   };
-  return promise_work(info.Env(), "lapidary encode", std::move(encode), [](Napi::Env env, std::vector<std::vector<int32_t>> lists) -> napi_value {
-    Napi::Array out = Napi::Array::New(env, lists.size());
-    for (size_t i = 0; i < lists.size(); ++i) {
-      const Napi::HandleScope scope(env);
-      out.Set(static_cast<uint32_t>(i), id_array(env, lists[i]));
-    }
-    return out;
-  });
+  return promise_id_lists(info.Env(), "lapidary encode", std::move(encode));
 }
 
 napi_value TokenizerObject::decode(const Napi::CallbackInfo& info) {
@@ -120,7 +127,7 @@ napi_value TokenizerObject::add_bos(const Napi::CallbackInfo& info) { return Nap
 napi_value TokenizerObject::chat_template(const Napi::CallbackInfo& info) { return text(info.Env(), tokenizer()->chat_template()); }
 
 Napi::Object make_tokenizer(Napi::Env env, std::shared_ptr<const Tokenizer> tokenizer) {
-  return make_handle(env, std::make_unique<TokenizerObject>(std::move(tokenizer)));
+  return make_handle(env, std::make_unique<TokenizerObject>(Environment::of(env), std::move(tokenizer)));
 }
 
 }  // namespace lapidary::addon

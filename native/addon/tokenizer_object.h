@@ -16,9 +16,10 @@ class TokenizerObject {
   static constexpr const napi_type_tag& kTag = kTokenizerTag;
   static std::vector<Method> methods();
 
-  explicit TokenizerObject(std::shared_ptr<const Tokenizer> tokenizer) : tokenizer_(std::move(tokenizer)) {}
+  TokenizerObject(Environment& environment, std::shared_ptr<const Tokenizer> tokenizer);
+  ~TokenizerObject() { dispose(); }
   // A model's tokenizer goes with the model.
-  std::shared_ptr<const Tokenizer> dispose() { return std::move(tokenizer_); }
+  void dispose();
 
  private:
   const std::shared_ptr<const Tokenizer>& tokenizer() const;  // Error(disposed) after dispose
@@ -39,6 +40,7 @@ class TokenizerObject {
   napi_value chat_template(const Napi::CallbackInfo& info);
   int32_t id_argument(const Napi::CallbackInfo& info) const;
 
+  std::shared_ptr<Environment> environment_;
   std::shared_ptr<const Tokenizer> tokenizer_;
 };
 

@@ -55,10 +55,10 @@ struct LoadQ4_0 {
   static constexpr int kStep = 32;
   static LAPIDARY_INLINE void read(const uint8_t* row, int64_t i, V* w) {
     const uint8_t* block = row + i / 32 * 18;
-    const V d = load_scale(block), eight = set1(8);
-    load_u4(block + 2, w[0], w[1]);
-    w[0] = mul(d, sub(w[0], eight));
-    w[1] = mul(d, sub(w[1], eight));
+    const V d = load_scale(block);
+    load_i4(block + 2, w[0], w[1]);
+    w[0] = mul(d, w[0]);
+    w[1] = mul(d, w[1]);
   }
   static LAPIDARY_INLINE V read_part(const uint8_t*, int64_t, int64_t) { return zero(); }
 };

@@ -37,11 +37,11 @@ LAPIDARY_INLINE V from_i8(__m128i q) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)))};
 }
 LAPIDARY_INLINE V load_i8(const void* p) { return from_i8(load128(p, 0)); }
-// Sixteen bytes of two 4-bit numbers each: the low halves, the high halves.
-LAPIDARY_INLINE void load_u4(const void* p, V& low, V& high) {
-  const __m128i q = load128(p, 0), mask = _mm_set1_epi8(15);
-  low = from_i8(_mm_and_si128(q, mask));
-  high = from_i8(_mm_and_si128(_mm_srli_epi16(q, 4), mask));
+// Sixteen bytes of two 4-bit numbers each: the low halves, the high halves, less 8.
+LAPIDARY_INLINE void load_i4(const void* p, V& low, V& high) {
+  const __m128i q = load128(p, 0), mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+  low = from_i8(_mm_sub_epi8(_mm_and_si128(q, mask), eight));
+  high = from_i8(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(q, 4), mask), eight));
 }
 LAPIDARY_INLINE __m256i bf16_bits(__m256 a) {
   const __m256i u = _mm256_castps_si256(a), high = _mm256_srli_epi32(u, 16);

@@ -30,11 +30,11 @@ LAPIDARY_INLINE V load_f16(const void* p) { return {_mm512_cvtph_ps(_mm256_loadu
 LAPIDARY_INLINE float f16_to_f32(uint16_t bits) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); }
 LAPIDARY_INLINE V from_i8(__m128i q) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q))}; }
 LAPIDARY_INLINE V load_i8(const void* p) { return from_i8(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
-// Sixteen bytes of two 4-bit numbers each: the low halves, the high halves.
-LAPIDARY_INLINE void load_u4(const void* p, V& low, V& high) {
-  const __m128i q = _mm_loadu_si128(static_cast<const __m128i*>(p)), mask = _mm_set1_epi8(15);
-  low = from_i8(_mm_and_si128(q, mask));
-  high = from_i8(_mm_and_si128(_mm_srli_epi16(q, 4), mask));
+// Sixteen bytes of two 4-bit numbers each: the low halves, the high halves, less 8.
+LAPIDARY_INLINE void load_i4(const void* p, V& low, V& high) {
+  const __m128i q = _mm_loadu_si128(static_cast<const __m128i*>(p)), mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+  low = from_i8(_mm_sub_epi8(_mm_and_si128(q, mask), eight));
+  high = from_i8(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(q, 4), mask), eight));
 }
 LAPIDARY_INLINE void store_bf16(void* p, V a) {
   const __m512i u = _mm512_castps_si512(a.v);

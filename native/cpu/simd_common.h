@@ -7,7 +7,7 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define LAPIDARY_INLINE inline __attribute__((always_inline))
 #define LAPIDARY_NOINLINE __attribute__((noinline))
-#define LAPIDARY_PREFETCH(p) __builtin_prefetch(p)
+#define LAPIDARY_PREFETCH(p) __builtin_prefetch(p, 0, 2)  // into the second-level cache
 #else
 #define LAPIDARY_INLINE inline
 #define LAPIDARY_NOINLINE

@@ -51,11 +51,11 @@ LAPIDARY_INLINE V load_i8(const void* p) {
   const int8_t* q = static_cast<const int8_t*>(p);
   return each_lane([&](int i) { return static_cast<float>(q[i]); });
 }
-// Sixteen bytes of two 4-bit numbers each: the low halves, the high halves.
-LAPIDARY_INLINE void load_u4(const void* p, V& low, V& high) {
+// Sixteen bytes of two 4-bit numbers each: the low halves, the high halves, less 8.
+LAPIDARY_INLINE void load_i4(const void* p, V& low, V& high) {
   const uint8_t* q = static_cast<const uint8_t*>(p);
-  low = each_lane([&](int i) { return static_cast<float>(q[i] & 15); });
-  high = each_lane([&](int i) { return static_cast<float>(q[i] >> 4); });
+  low = each_lane([&](int i) { return static_cast<float>((q[i] & 15) - 8); });
+  high = each_lane([&](int i) { return static_cast<float>((q[i] >> 4) - 8); });
 }
 LAPIDARY_INLINE void store_bf16(void* p, const V& a) {
   bf16 h[16];

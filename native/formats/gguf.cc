@@ -34,18 +34,40 @@ struct GgmlType {
 };
 constexpr int of(DType dtype) { return static_cast<int>(dtype); }
 constexpr GgmlType kTypes[] = {
-    {0, "F32", 1, 4, of(DType::f32)},         {1, "F16", 1, 2, of(DType::f16)},         {2, "Q4_0", 32, 18, of(DType::q4_0)},
-    {3, "Q4_1", 32, 20, of(DType::q4_1)},     {6, "Q5_0", 32, 22, of(DType::q5_0)},     {7, "Q5_1", 32, 24, of(DType::q5_1)},
-    {8, "Q8_0", 32, 34, of(DType::q8_0)},     {9, "Q8_1", 32, 36},                      {10, "Q2_K", 256, 84, of(DType::q2_k)},
-    {11, "Q3_K", 256, 110, of(DType::q3_k)},  {12, "Q4_K", 256, 144, of(DType::q4_k)},  {13, "Q5_K", 256, 176, of(DType::q5_k)},
-    {14, "Q6_K", 256, 210, of(DType::q6_k)},  {15, "Q8_K", 256, 292},                   {16, "IQ2_XXS", 256, 66},
-    {17, "IQ2_XS", 256, 74},                  {18, "IQ3_XXS", 256, 98},                 {19, "IQ1_S", 256, 50},
-    {20, "IQ4_NL", 32, 18},                   {21, "IQ3_S", 256, 110},                  {22, "IQ2_S", 256, 82},
-    {23, "IQ4_XS", 256, 136},                 {24, "I8", 1, 1, of(DType::i8)},          {25, "I16", 1, 2},
-    {26, "I32", 1, 4, of(DType::i32)},        {27, "I64", 1, 8},                        {28, "F64", 1, 8},
-    {29, "IQ1_M", 256, 56},                   {30, "BF16", 1, 2, of(DType::bf16)},      {34, "TQ1_0", 256, 54},
-    {35, "TQ2_0", 256, 66},                   {39, "MXFP4", 32, 17},
-    {40, "NVFP4", 64, 36},                    {41, "Q1_0", 128, 18},
+    {0, "F32", 1, 4, of(DType::f32)},
+    {1, "F16", 1, 2, of(DType::f16)},
+    {2, "Q4_0", 32, 18, of(DType::q4_0)},
+    {3, "Q4_1", 32, 20, of(DType::q4_1)},
+    {6, "Q5_0", 32, 22, of(DType::q5_0)},
+    {7, "Q5_1", 32, 24, of(DType::q5_1)},
+    {8, "Q8_0", 32, 34, of(DType::q8_0)},
+    {9, "Q8_1", 32, 36},
+    {10, "Q2_K", 256, 84, of(DType::q2_k)},
+    {11, "Q3_K", 256, 110, of(DType::q3_k)},
+    {12, "Q4_K", 256, 144, of(DType::q4_k)},
+    {13, "Q5_K", 256, 176, of(DType::q5_k)},
+    {14, "Q6_K", 256, 210, of(DType::q6_k)},
+    {15, "Q8_K", 256, 292},
+    {16, "IQ2_XXS", 256, 66},
+    {17, "IQ2_XS", 256, 74},
+    {18, "IQ3_XXS", 256, 98},
+    {19, "IQ1_S", 256, 50},
+    {20, "IQ4_NL", 32, 18},
+    {21, "IQ3_S", 256, 110},
+    {22, "IQ2_S", 256, 82},
+    {23, "IQ4_XS", 256, 136},
+    {24, "I8", 1, 1, of(DType::i8)},
+    {25, "I16", 1, 2},
+    {26, "I32", 1, 4, of(DType::i32)},
+    {27, "I64", 1, 8},
+    {28, "F64", 1, 8},
+    {29, "IQ1_M", 256, 56},
+    {30, "BF16", 1, 2, of(DType::bf16)},
+    {34, "TQ1_0", 256, 54},
+    {35, "TQ2_0", 256, 66},
+    {39, "MXFP4", 32, 17},
+    {40, "NVFP4", 64, 36},
+    {41, "Q1_0", 128, 18},
 };
 
 // Reads little-endian fields one after another; running past the end is bad_file.
@@ -66,8 +88,8 @@ class Cursor {
 
   std::string string(std::string_view purpose, uint64_t limit = std::numeric_limits<uint64_t>::max()) {
     const uint64_t bytes = read<uint64_t>();
-    expect(bytes <= left() && bytes <= limit, ErrorCode::bad_file, path(), ": ", purpose, " at byte ", at_, " has ", bytes,
-           " bytes, but ", std::min(left(), limit), " are possible there; the file is damaged or incomplete");
+    expect(bytes <= left() && bytes <= limit, ErrorCode::bad_file, path(), ": ", purpose, " at byte ", at_, " has ", bytes, " bytes, but ",
+           std::min(left(), limit), " are possible there; the file is damaged or incomplete");
     const std::string text(reinterpret_cast<const char*>(take(bytes)), static_cast<size_t>(bytes));
     expect(utf8_valid(text), ErrorCode::bad_file, path(), ": ", purpose, " at byte ", at_ - bytes, " is not valid UTF-8");
     return text;
@@ -90,13 +112,17 @@ uint64_t value_bytes(uint32_t type) {
   switch (type) {
     case kU8:
     case kI8:
-    case kBool: return 1;
+    case kBool:
+      return 1;
     case kU16:
-    case kI16: return 2;
+    case kI16:
+      return 2;
     case kU32:
     case kI32:
-    case kF32: return 4;
-    default: return 8;  // strings: their length field
+    case kF32:
+      return 4;
+    default:
+      return 8;  // strings: their length field
   }
 }
 
@@ -104,14 +130,22 @@ bool is_integer(uint32_t type) { return type <= kI32 || type == kU64 || type == 
 
 int64_t read_integer(Cursor& in, uint32_t type, const std::string& key) {
   switch (type) {
-    case kU8: return in.read<uint8_t>();
-    case kI8: return in.read<int8_t>();
-    case kU16: return in.read<uint16_t>();
-    case kI16: return in.read<int16_t>();
-    case kU32: return in.read<uint32_t>();
-    case kI32: return in.read<int32_t>();
-    case kI64: return in.read<int64_t>();
-    default: break;
+    case kU8:
+      return in.read<uint8_t>();
+    case kI8:
+      return in.read<int8_t>();
+    case kU16:
+      return in.read<uint16_t>();
+    case kI16:
+      return in.read<int16_t>();
+    case kU32:
+      return in.read<uint32_t>();
+    case kI32:
+      return in.read<int32_t>();
+    case kI64:
+      return in.read<int64_t>();
+    default:
+      break;
   }
   const uint64_t value = in.read<uint64_t>();
   if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
@@ -166,7 +200,8 @@ struct Header {
 };
 
 Header read_header(Cursor& in) {
-  expect(in.left() >= 24, ErrorCode::bad_file, in.path(), " has only ", in.left(), " bytes, too few for a GGUF file; the download may be incomplete");
+  expect(in.left() >= 24, ErrorCode::bad_file, in.path(), " has only ", in.left(),
+         " bytes, too few for a GGUF file; the download may be incomplete");
   const uint32_t magic = in.read<uint32_t>();
   expect(magic == kMagic, ErrorCode::bad_file, in.path(), " does not begin with \"GGUF\"; is this a GGUF file?");
   const uint32_t version = in.read<uint32_t>();
@@ -207,11 +242,10 @@ uint64_t bytes_of(const Entry& entry, const std::string& path) {
                       !__builtin_mul_overflow(elements, static_cast<int64_t>(d), &elements);
     expect(fits, ErrorCode::bad_file, path, ": tensor ", quoted(entry.name), " has more elements than 64 bits can count");
   }
-  expect(entry.dims[0] % static_cast<uint64_t>(entry.type->block_elements) == 0, ErrorCode::bad_file, path, ": tensor ",
-         quoted(entry.name), " has rows of ", entry.dims[0], " elements, no whole number of ", entry.type->name, " blocks of ",
-         entry.type->block_elements);
-  expect(!__builtin_mul_overflow(elements / entry.type->block_elements, int64_t{entry.type->block_bytes}, &bytes), ErrorCode::bad_file, path,
-         ": tensor ", quoted(entry.name), " has more bytes than 64 bits can count");
+  expect(entry.dims[0] % static_cast<uint64_t>(entry.type->block_elements) == 0, ErrorCode::bad_file, path, ": tensor ", quoted(entry.name),
+         " has rows of ", entry.dims[0], " elements, no whole number of ", entry.type->name, " blocks of ", entry.type->block_elements);
+  expect(!__builtin_mul_overflow(elements / entry.type->block_elements, int64_t{entry.type->block_bytes}, &bytes), ErrorCode::bad_file,
+         path, ": tensor ", quoted(entry.name), " has more bytes than 64 bits can count");
   return static_cast<uint64_t>(bytes);
 }
 
@@ -236,8 +270,9 @@ void check_layout(const std::vector<Entry>& entries, uint64_t data_begin, const 
   const uint64_t size = file.bytes().size(), room = size - std::min(size, data_begin);
   std::vector<const Entry*> order;
   for (const Entry& e : entries) {
-    expect(e.offset <= room && e.bytes <= room - e.offset, ErrorCode::bad_file, file.path(), ": tensor ", quoted(e.name), " needs ", e.bytes,
-           " bytes at data offset ", e.offset, ", but the file holds only ", room, " bytes of data; the download may be incomplete");
+    expect(e.offset <= room && e.bytes <= room - e.offset, ErrorCode::bad_file, file.path(), ": tensor ", quoted(e.name), " needs ",
+           e.bytes, " bytes at data offset ", e.offset, ", but the file holds only ", room,
+           " bytes of data; the download may be incomplete");
     order.push_back(&e);
   }
   std::sort(order.begin(), order.end(), [](const Entry* a, const Entry* b) { return a->offset < b->offset; });

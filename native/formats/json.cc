@@ -99,12 +99,18 @@ std::string_view number_text(std::string_view text) {
 
 const char* type_name(JsonValue::Type type) {
   switch (type) {
-    case JsonValue::Type::object: return "an object";
-    case JsonValue::Type::array: return "an array";
-    case JsonValue::Type::string: return "a string";
-    case JsonValue::Type::number: return "a number";
-    case JsonValue::Type::boolean: return "a boolean";
-    case JsonValue::Type::null: return "null";
+    case JsonValue::Type::object:
+      return "an object";
+    case JsonValue::Type::array:
+      return "an array";
+    case JsonValue::Type::string:
+      return "a string";
+    case JsonValue::Type::number:
+      return "a number";
+    case JsonValue::Type::boolean:
+      return "a boolean";
+    case JsonValue::Type::null:
+      return "null";
   }
   return "a value";
 }
@@ -128,7 +134,8 @@ void JsonReader::skip_space() {
 // The next character that is not white space, left where it is.
 char JsonReader::take() {
   skip_space();
-  if (at_ >= text_.size()) [[unlikely]] fail_here("the text ends too early; the file may be incomplete");
+  if (at_ >= text_.size()) [[unlikely]]
+    fail_here("the text ends too early; the file may be incomplete");
   return text_[at_];
 }
 
@@ -147,12 +154,17 @@ void JsonReader::enter() {
 JsonReader::Type JsonReader::peek() {
   const char c = take();
   switch (c) {
-    case '{': return Type::object;
-    case '[': return Type::array;
-    case '"': return Type::string;
+    case '{':
+      return Type::object;
+    case '[':
+      return Type::array;
+    case '"':
+      return Type::string;
     case 't':
-    case 'f': return Type::boolean;
-    case 'n': return Type::null;
+    case 'f':
+      return Type::boolean;
+    case 'n':
+      return Type::null;
     default:
       if (c != '-' && !is_digit(c)) fail_here("expected a value");
       return Type::number;
@@ -277,10 +289,18 @@ void JsonReader::skip() {
       begin_array();
       while (next_element()) skip();
       break;
-    case Type::string: string(scratch); break;
-    case Type::number: number(); break;
-    case Type::boolean: boolean(); break;
-    case Type::null: null(); break;
+    case Type::string:
+      string(scratch);
+      break;
+    case Type::number:
+      number();
+      break;
+    case Type::boolean:
+      boolean();
+      break;
+    case Type::null:
+      null();
+      break;
   }
 }
 
@@ -314,10 +334,18 @@ JsonValue JsonValue::read(JsonReader& reader, std::string_view what) {
       reader.begin_array();
       while (reader.next_element()) value.array_.push_back(read(reader, what));
       break;
-    case Type::string: reader.string(value.string_); break;
-    case Type::number: value.number_ = reader.number(); break;
-    case Type::boolean: value.bool_ = reader.boolean(); break;
-    case Type::null: reader.null(); break;
+    case Type::string:
+      reader.string(value.string_);
+      break;
+    case Type::number:
+      value.number_ = reader.number();
+      break;
+    case Type::boolean:
+      value.bool_ = reader.boolean();
+      break;
+    case Type::null:
+      reader.null();
+      break;
   }
   return value;
 }

@@ -20,15 +20,32 @@ constexpr int kMaxRank = 4;
 
 struct StoredType {
   std::string_view name;
-  int bits;         // per element
-  int dtype = -1;   // a DType, or -1: kept by name only
+  int bits;        // per element
+  int dtype = -1;  // a DType, or -1: kept by name only
 };
 constexpr StoredType kTypes[] = {
-    {"F32", 32, static_cast<int>(DType::f32)}, {"BF16", 16, static_cast<int>(DType::bf16)}, {"F16", 16, static_cast<int>(DType::f16)},
-    {"I8", 8, static_cast<int>(DType::i8)},    {"I32", 32, static_cast<int>(DType::i32)},   {"U8", 8, static_cast<int>(DType::u8)},
-    {"F64", 64},     {"I64", 64},     {"U64", 64},     {"U32", 32},     {"I16", 16},   {"U16", 16},   {"BOOL", 8},
-    {"F8_E4M3", 8},  {"F8_E5M2", 8},  {"F8_E8M0", 8},  {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"C64", 64},
-    {"F6_E2M3", 6},  {"F6_E3M2", 6},  {"F4", 4},
+    {"F32", 32, static_cast<int>(DType::f32)},
+    {"BF16", 16, static_cast<int>(DType::bf16)},
+    {"F16", 16, static_cast<int>(DType::f16)},
+    {"I8", 8, static_cast<int>(DType::i8)},
+    {"I32", 32, static_cast<int>(DType::i32)},
+    {"U8", 8, static_cast<int>(DType::u8)},
+    {"F64", 64},
+    {"I64", 64},
+    {"U64", 64},
+    {"U32", 32},
+    {"I16", 16},
+    {"U16", 16},
+    {"BOOL", 8},
+    {"F8_E4M3", 8},
+    {"F8_E5M2", 8},
+    {"F8_E8M0", 8},
+    {"F8_E4M3FNUZ", 8},
+    {"F8_E5M2FNUZ", 8},
+    {"C64", 64},
+    {"F6_E2M3", 6},
+    {"F6_E3M2", 6},
+    {"F4", 4},
 };
 
 // One entry of a header, before its meaning is checked.
@@ -118,8 +135,8 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 uint64_t bytes_of(const Entry& entry, const StoredType& type, const std::string& path) {
   int64_t extent = type.bits, bits = type.bits;
   for (const int64_t d : entry.shape) {
-    expect(!__builtin_mul_overflow(extent, std::max<int64_t>(d, 1), &extent), ErrorCode::bad_file, path, ": tensor ",
-           in_quotes(entry.name), " has the shape ", shape_text(entry.shape), ", more elements than 64 bits can count");
+    expect(!__builtin_mul_overflow(extent, std::max<int64_t>(d, 1), &extent), ErrorCode::bad_file, path, ": tensor ", in_quotes(entry.name),
+           " has the shape ", shape_text(entry.shape), ", more elements than 64 bits can count");
     bits *= d;
   }
   expect(bits % 8 == 0, ErrorCode::bad_file, path, ": tensor ", in_quotes(entry.name), " of ", entry.dtype, " ", shape_text(entry.shape),
@@ -131,13 +148,14 @@ uint64_t bytes_of(const Entry& entry, const StoredType& type, const std::string&
 void check_layout(const std::vector<Entry>& entries, uint64_t data_bytes, const std::string& path) {
   std::vector<const Entry*> order;
   for (const Entry& e : entries) {
-    expect(e.begin <= e.end, ErrorCode::bad_file, path, ": tensor ", in_quotes(e.name), " begins at byte ", e.begin, " and ends before, at ",
-           e.end);
+    expect(e.begin <= e.end, ErrorCode::bad_file, path, ": tensor ", in_quotes(e.name), " begins at byte ", e.begin,
+           " and ends before, at ", e.end);
     expect(e.end <= data_bytes, ErrorCode::bad_file, path, ": tensor ", in_quotes(e.name), " ends at data byte ", e.end,
            ", but the file holds only ", data_bytes, " bytes of data; the download may be incomplete");
     order.push_back(&e);
   }
-  std::sort(order.begin(), order.end(), [](const Entry* a, const Entry* b) { return std::pair(a->begin, a->end) < std::pair(b->begin, b->end); });
+  std::sort(order.begin(), order.end(),
+            [](const Entry* a, const Entry* b) { return std::pair(a->begin, a->end) < std::pair(b->begin, b->end); });
   uint64_t at = 0;
   for (const Entry* e : order) {
     expect(e->begin >= at, ErrorCode::bad_file, path, ": tensor ", in_quotes(e->name), " begins at data byte ", e->begin,

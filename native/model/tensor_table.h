@@ -11,9 +11,11 @@
 namespace lapidary {
 
 enum class TensorRole : uint8_t {
+  // Once per model.
   embedding,
   head,
-  final_norm,  // once per model
+  final_norm,
+  // Once per layer.
   input_norm,
   q,
   k,
@@ -21,7 +23,7 @@ enum class TensorRole : uint8_t {
   q_norm,
   k_norm,
   o,
-  post_attention_norm,  // once per layer
+  post_attention_norm,
   pre_ffn_norm,
   gate,
   up,

@@ -44,7 +44,8 @@ void Bpe::add_text(std::string_view text, Scratch& scratch) const {
       scratch.symbols.push_back(symbol);
       continue;
     }
-    for (size_t i = start; i < at; ++i) scratch.symbols.push_back(bytes_[static_cast<unsigned char>(text[i])]);
+    const std::string_view bytes = code == ' ' ? kSpacePiece : text.substr(start, at - start);
+    for (const char byte : bytes) scratch.symbols.push_back(bytes_[static_cast<unsigned char>(byte)]);
   }
 }
 

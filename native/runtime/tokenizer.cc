@@ -21,7 +21,7 @@ constexpr size_t kMaxTextBytes = std::numeric_limits<int32_t>::max();
 constexpr size_t kKeptSymbols = 1 << 16;
 
 struct Range {
-  size_t begin, end;
+  size_t begin = 0, end = 0;
 };
 
 // The text of all parts with defects mended, and the stretches where control tokens may stand.
@@ -35,29 +35,25 @@ bool ready_as_is(std::string_view text, bool spaces) {
   return utf8_valid(text) && (!spaces || text.find(kSpacePiece) == text.npos);
 }
 
-// Mends `raw` character by character; a stretch keeps the characters that lie wholly inside it.
+// Mends `raw` character by character. A stretch becomes where the characters that lie wholly inside it went.
 void mend(std::string_view raw, bool spaces, std::vector<Range>& special, std::string& out) {
-  out.reserve(raw.size());
-  auto range = special.begin();
-  bool inside = false;
+  std::vector<Range> mended(special.size());
+  size_t range = 0;
   for (size_t at = 0; at < raw.size();) {
     const std::string_view rest = raw.substr(at);
-    const size_t good = utf8_character(rest), bytes = good ? good : utf8_defect(rest);
-    // Ranges are in order and apart, so at most one is open; `end` serves as the mark of an opened one's own end.
-    while (range != special.end() && !inside && range->end <= at) range->begin = range->end = out.size(), ++range;
-    if (range != special.end() && !inside && range->begin <= at) inside = true, range->begin = out.size();
-    if (inside && at + bytes > range->end) range->end = out.size(), ++range, inside = false;
+    const size_t good = utf8_character(rest), bytes = good ? good : utf8_defect(rest), before = out.size();
     if (good == 0) out += kReplacementCharacter;
     else if (spaces && rest.starts_with(kSpacePiece)) out += ' ';
     else out += rest.substr(0, bytes);
+    while (range < special.size() && special[range].end < at + bytes) ++range;
+    if (range < special.size() && special[range].begin <= at) {
+      if (mended[range].end == 0) mended[range].begin = before;
+      mended[range].end = out.size();
+    }
     at += bytes;
-    if (inside && at == range->end) range->end = out.size(), ++range, inside = false;
   }
-  for (; range != special.end(); ++range) {
-    if (!inside) range->begin = out.size();
-    range->end = out.size();
-    inside = false;
-  }
+  std::erase_if(mended, [](const Range& r) { return r.end == 0; });
+  special = std::move(mended);
 }
 
 // `spaces`: U+2581 is a space from here on.

@@ -162,21 +162,34 @@ void dequantize_row(DType dtype, const void* src, int64_t elements, float* dst) 
     case DType::f32:
       if (elements > 0) std::memcpy(dst, src, static_cast<size_t>(elements) * sizeof(float));
       return;
-    case DType::bf16: return dequantize_blocks<bf16, 1>(bytes, elements, dst);
-    case DType::f16: return dequantize_blocks<f16, 1>(bytes, elements, dst);
-    case DType::q8_0: return dequantize_blocks<BlockQ8_0, kSmall>(bytes, elements, dst);
-    case DType::q4_0: return dequantize_blocks<BlockQ4_0, kSmall>(bytes, elements, dst);
-    case DType::q4_1: return dequantize_blocks<BlockQ4_1, kSmall>(bytes, elements, dst);
-    case DType::q5_0: return dequantize_blocks<BlockQ5_0, kSmall>(bytes, elements, dst);
-    case DType::q5_1: return dequantize_blocks<BlockQ5_1, kSmall>(bytes, elements, dst);
-    case DType::q2_k: return dequantize_blocks<BlockQ2_K, kSuper>(bytes, elements, dst);
-    case DType::q3_k: return dequantize_blocks<BlockQ3_K, kSuper>(bytes, elements, dst);
-    case DType::q4_k: return dequantize_blocks<BlockQ4_K, kSuper>(bytes, elements, dst);
-    case DType::q5_k: return dequantize_blocks<BlockQ5_K, kSuper>(bytes, elements, dst);
-    case DType::q6_k: return dequantize_blocks<BlockQ6_K, kSuper>(bytes, elements, dst);
+    case DType::bf16:
+      return dequantize_blocks<bf16, 1>(bytes, elements, dst);
+    case DType::f16:
+      return dequantize_blocks<f16, 1>(bytes, elements, dst);
+    case DType::q8_0:
+      return dequantize_blocks<BlockQ8_0, kSmall>(bytes, elements, dst);
+    case DType::q4_0:
+      return dequantize_blocks<BlockQ4_0, kSmall>(bytes, elements, dst);
+    case DType::q4_1:
+      return dequantize_blocks<BlockQ4_1, kSmall>(bytes, elements, dst);
+    case DType::q5_0:
+      return dequantize_blocks<BlockQ5_0, kSmall>(bytes, elements, dst);
+    case DType::q5_1:
+      return dequantize_blocks<BlockQ5_1, kSmall>(bytes, elements, dst);
+    case DType::q2_k:
+      return dequantize_blocks<BlockQ2_K, kSuper>(bytes, elements, dst);
+    case DType::q3_k:
+      return dequantize_blocks<BlockQ3_K, kSuper>(bytes, elements, dst);
+    case DType::q4_k:
+      return dequantize_blocks<BlockQ4_K, kSuper>(bytes, elements, dst);
+    case DType::q5_k:
+      return dequantize_blocks<BlockQ5_K, kSuper>(bytes, elements, dst);
+    case DType::q6_k:
+      return dequantize_blocks<BlockQ6_K, kSuper>(bytes, elements, dst);
     case DType::i8:
     case DType::i32:
-    case DType::u8: break;
+    case DType::u8:
+      break;
   }
   fail(ErrorCode::invalid_argument, "dequantize_row: ", info.name, " elements are no weights of a float or block type");
 }

@@ -117,8 +117,9 @@ void try_one(uint64_t seed, uint64_t number, const std::string& folder, Backend&
 }
 
 std::string make_folder() {
-  std::string pattern = (std::filesystem::is_directory("/dev/shm") ? std::string("/dev/shm") : std::filesystem::temp_directory_path().string()) +
-                        "/lapidary-fuzz-XXXXXX";
+  std::string pattern =
+      (std::filesystem::is_directory("/dev/shm") ? std::string("/dev/shm") : std::filesystem::temp_directory_path().string()) +
+      "/lapidary-fuzz-XXXXXX";
   expect(mkdtemp(pattern.data()) != nullptr, ErrorCode::internal, "cannot make a folder at ", pattern);
   return pattern;
 }
@@ -131,9 +132,9 @@ int run(uint64_t count, uint64_t seed, uint64_t first) {
     try {
       try_one(seed, number, folder, *backend, counts);
     } catch (const std::exception& e) {
-      std::printf("file %llu of seed %llu: %s\nrepeat with: lapidary_fuzz 1 %llu %llu (files left in %s)\n", static_cast<unsigned long long>(number),
-                  static_cast<unsigned long long>(seed), e.what(), static_cast<unsigned long long>(seed), static_cast<unsigned long long>(number),
-                  folder.c_str());
+      std::printf("file %llu of seed %llu: %s\nrepeat with: lapidary_fuzz 1 %llu %llu (files left in %s)\n",
+                  static_cast<unsigned long long>(number), static_cast<unsigned long long>(seed), e.what(),
+                  static_cast<unsigned long long>(seed), static_cast<unsigned long long>(number), folder.c_str());
       return 1;
     }
   }

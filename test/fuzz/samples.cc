@@ -13,7 +13,20 @@ namespace {
 using namespace test;
 
 constexpr const char* kControls[] = {"<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"};
-constexpr const char* kPieces[] = {"\n", "\xe2\x96\x81", "a", "b", "ab", "\xe2\x96\x81" "a", "\xe2\x96\x81" "ab", "\xc3\xa9", "e", "t", "te", "\xe2\x96\x81te"};
+constexpr const char* kPieces[] = {"\n",
+                                   "\xe2\x96\x81",
+                                   "a",
+                                   "b",
+                                   "ab",
+                                   "\xe2\x96\x81"
+                                   "a",
+                                   "\xe2\x96\x81"
+                                   "ab",
+                                   "\xc3\xa9",
+                                   "e",
+                                   "t",
+                                   "te",
+                                   "\xe2\x96\x81te"};
 constexpr int64_t kVocab = std::size(kControls) + 256 + std::size(kPieces);
 
 std::string byte_piece(int byte) {
@@ -33,16 +46,18 @@ std::string tokenizer_json() {
   int id = 0;
   for (const char* name : kControls)
     added += (id ? "," : "") + ("{\"id\":" + std::to_string(id)) + ",\"content\":" + json_quote(name) +
-             ",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":false,\"special\":true}", ++id;
+             ",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":false,\"special\":true}",
+        ++id;
   id = 0;
   for (const std::string& piece : vocabulary()) vocab += (id ? "," : "") + json_quote(piece) + ":" + std::to_string(id), ++id;
   return "{\"version\":\"1.0\",\"truncation\":null,\"added_tokens\":[" + added +
          "],\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"},"
          "\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\" \"},\"behavior\":\"MergedWithPrevious\",\"invert\":false},"
-         "\"post_processor\":null,\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\u2581\"},"
+         "\"post_processor\":null,\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":"
+         "\"\u2581\"},"
          "\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}]},\"model\":{\"type\":\"BPE\",\"dropout\":null,"
-         "\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"byte_fallback\":true,\"ignore_merges\":false,\"vocab\":{" + vocab +
-         "},\"merges\":[[\"a\",\"b\"],[\"\u2581\",\"ab\"],\"t e\",[\"\u2581\",\"te\"],[\"\u2581\",\"a\"]]}}";
+         "\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"byte_fallback\":true,\"ignore_merges\":false,\"vocab\":{" +
+         vocab + "},\"merges\":[[\"a\",\"b\"],[\"\u2581\",\"ab\"],\"t e\",[\"\u2581\",\"te\"],[\"\u2581\",\"a\"]]}}";
 }
 
 ModelConfig small_config(Random& random) {
@@ -60,16 +75,19 @@ std::string sizes_json(const ModelConfig& c) {
   const auto member = [](const char* key, int64_t value) { return std::string("\"") + key + "\":" + std::to_string(value) + ","; };
   return member("vocab_size", c.vocab) + member("hidden_size", c.hidden) + member("intermediate_size", c.ffn) +
          member("num_hidden_layers", c.num_layers) + member("num_attention_heads", c.num_heads) +
-         member("num_key_value_heads", c.num_kv_heads) + member("head_dim", c.head_dim) + "\"max_position_embeddings\":128,\"sliding_window\":16,"
+         member("num_key_value_heads", c.num_kv_heads) + member("head_dim", c.head_dim) +
+         "\"max_position_embeddings\":128,\"sliding_window\":16,"
          "\"query_pre_attn_scalar\":16,\"rms_norm_eps\":1e-06,\"hidden_activation\":\"gelu_pytorch_tanh\"";
 }
 
 std::string config_json(const ModelConfig& c, Random& random) {
   if (c.family == "gemma2")
-    return "{\"model_type\":\"gemma2\",\"eos_token_id\":[1,6],\"attn_logit_softcapping\":50.0,\"rope_theta\":10000.0," + sizes_json(c) + "}";
-  const std::string ropes = random.pick({",\"rope_theta\":1e6,\"rope_local_base_freq\":1e4,\"rope_scaling\":{\"factor\":8.0,\"rope_type\":\"linear\"}",
-                                         ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"linear\",\"factor\":8,\"rope_theta\":1e6},"
-                                         "\"sliding_attention\":{\"rope_type\":\"default\",\"rope_theta\":1e4}}"});
+    return "{\"model_type\":\"gemma2\",\"eos_token_id\":[1,6],\"attn_logit_softcapping\":50.0,\"rope_theta\":10000.0," + sizes_json(c) +
+           "}";
+  const std::string ropes =
+      random.pick({",\"rope_theta\":1e6,\"rope_local_base_freq\":1e4,\"rope_scaling\":{\"factor\":8.0,\"rope_type\":\"linear\"}",
+                   ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"linear\",\"factor\":8,\"rope_theta\":1e6},"
+                   "\"sliding_attention\":{\"rope_type\":\"default\",\"rope_theta\":1e4}}"});
   std::string layers = ",\"sliding_window_pattern\":2";
   if (random.one_in(2)) {
     layers = ",\"layer_types\":[";
@@ -77,7 +95,8 @@ std::string config_json(const ModelConfig& c, Random& random) {
     layers += "]";
   }
   if (random.one_in(2)) return "{\"model_type\":\"gemma3_text\",\"tie_word_embeddings\":true," + sizes_json(c) + ropes + layers + "}";
-  return "{\"model_type\":\"gemma3\",\"eos_token_id\":[1,6],\"text_config\":{\"model_type\":\"gemma3_text\"," + sizes_json(c) + ropes + layers + "}}";
+  return "{\"model_type\":\"gemma3\",\"eos_token_id\":[1,6],\"text_config\":{\"model_type\":\"gemma3_text\"," + sizes_json(c) + ropes +
+         layers + "}}";
 }
 
 int64_t elements_of(const std::vector<int64_t>& shape) {
@@ -110,9 +129,11 @@ Sample make_folder(Random& random) {
   const ModelConfig c = small_config(random);
   sample.texts["config.json"] = config_json(c, random);
   sample.texts["tokenizer.json"] = tokenizer_json();
-  if (random.one_in(2)) sample.texts["generation_config.json"] = R"({"do_sample":true,"eos_token_id":[1,6],"temperature":1.0,"top_k":64,"top_p":0.95})";
   if (random.one_in(2))
-    sample.texts["tokenizer_config.json"] = R"({"add_bos_token":true,"bos_token":{"content":"<bos>"},"eos_token":"<eos>","chat_template":"{{ bos_token }}"})";
+    sample.texts["generation_config.json"] = R"({"do_sample":true,"eos_token_id":[1,6],"temperature":1.0,"top_k":64,"top_p":0.95})";
+  if (random.one_in(2))
+    sample.texts["tokenizer_config.json"] =
+        R"({"add_bos_token":true,"bos_token":{"content":"<bos>"},"eos_token":"<eos>","chat_template":"{{ bos_token }}"})";
   const std::string dtype = random.pick({"F32", "BF16", "F16"});
   const std::vector<TensorSlot> slots = expected_slots(c);
   if (random.one_in(2)) {
@@ -120,7 +141,8 @@ Sample make_folder(Random& random) {
     return sample;
   }
   const size_t cut = 1 + random.below(slots.size() - 1);
-  const std::vector<TensorSlot> first(slots.begin(), slots.begin() + static_cast<std::ptrdiff_t>(cut)), second(slots.begin() + static_cast<std::ptrdiff_t>(cut), slots.end());
+  const std::vector<TensorSlot> first(slots.begin(), slots.begin() + static_cast<std::ptrdiff_t>(cut)),
+      second(slots.begin() + static_cast<std::ptrdiff_t>(cut), slots.end());
   const std::string names[] = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"};
   sample.safetensors[names[0]] = make_shard(c, first, dtype, random);
   sample.safetensors[names[1]] = make_shard(c, second, dtype, random);
@@ -146,11 +168,14 @@ void add_gguf_tokenizer(GgufParts& parts) {
     scores += little_endian(-static_cast<float>(i));
     types += little_endian<int32_t>(i == 3 ? 2 : i < std::size(kControls) ? 3 : i < std::size(kControls) + 256 ? 6 : 1);
   }
-  parts.metadata.insert(parts.metadata.end(),
-                        {{"tokenizer.ggml.model", gguf_text("llama")}, {"tokenizer.ggml.tokens", gguf_strings(pieces)},
-                         {"tokenizer.ggml.scores", gguf_array(6, pieces.size(), scores)}, {"tokenizer.ggml.token_type", gguf_array(5, pieces.size(), types)},
-                         {"tokenizer.ggml.bos_token_id", gguf_u32(2)}, {"tokenizer.ggml.eos_token_id", gguf_u32(1)},
-                         {"tokenizer.ggml.add_bos_token", gguf_bool(true)}, {"tokenizer.ggml.add_space_prefix", gguf_bool(false)}});
+  parts.metadata.insert(parts.metadata.end(), {{"tokenizer.ggml.model", gguf_text("llama")},
+                                               {"tokenizer.ggml.tokens", gguf_strings(pieces)},
+                                               {"tokenizer.ggml.scores", gguf_array(6, pieces.size(), scores)},
+                                               {"tokenizer.ggml.token_type", gguf_array(5, pieces.size(), types)},
+                                               {"tokenizer.ggml.bos_token_id", gguf_u32(2)},
+                                               {"tokenizer.ggml.eos_token_id", gguf_u32(1)},
+                                               {"tokenizer.ggml.add_bos_token", gguf_bool(true)},
+                                               {"tokenizer.ggml.add_space_prefix", gguf_bool(false)}});
 }
 
 Sample make_gguf(Random& random) {
@@ -158,18 +183,24 @@ Sample make_gguf(Random& random) {
   sample.has_gguf = true;
   GgufParts& parts = sample.gguf;
   const ModelConfig c = small_config(random);
-  const auto number = [&](const char* key, int64_t value) { parts.metadata.emplace_back(c.family + "." + key, gguf_u32(static_cast<uint32_t>(value))); };
+  const auto number = [&](const char* key, int64_t value) {
+    parts.metadata.emplace_back(c.family + "." + key, gguf_u32(static_cast<uint32_t>(value)));
+  };
   parts.version = random.one_in(4) ? 2 : 3;
   parts.metadata = {{"general.architecture", gguf_text(c.family)}, {"general.type", gguf_text("model")}};
-  number("context_length", 128), number("embedding_length", c.hidden), number("block_count", c.num_layers), number("feed_forward_length", c.ffn);
-  number("attention.head_count", c.num_heads), number("attention.head_count_kv", c.num_kv_heads), number("attention.key_length", c.head_dim);
+  number("context_length", 128), number("embedding_length", c.hidden), number("block_count", c.num_layers),
+      number("feed_forward_length", c.ffn);
+  number("attention.head_count", c.num_heads), number("attention.head_count_kv", c.num_kv_heads),
+      number("attention.key_length", c.head_dim);
   number("attention.value_length", c.head_dim), number("attention.sliding_window", 16);
   parts.metadata.emplace_back(c.family + ".attention.layer_norm_rms_epsilon", gguf_f32(1e-6f));
   if (random.one_in(3)) parts.metadata.emplace_back("general.alignment", gguf_u32(static_cast<uint32_t>(parts.alignment = 64)));
   add_gguf_tokenizer(parts);
   for (const TensorSlot& slot : expected_slots(c)) {
     const std::vector<int64_t> shape = slot_shape(slot, c);
-    const BlockType type = is_norm(slot.role) ? kSmallTypes[0] : c.hidden == 256 ? random.pick_from(kWideTypes) : random.pick_from(kSmallTypes);
+    const BlockType type = is_norm(slot.role) ? kSmallTypes[0]
+                           : c.hidden == 256  ? random.pick_from(kWideTypes)
+                                              : random.pick_from(kSmallTypes);
     parts.data.resize((parts.data.size() + parts.alignment - 1) / parts.alignment * parts.alignment, '\0');
     parts.tensors.push_back({slot_name(NameStyle::gguf, slot), {shape.rbegin(), shape.rend()}, type.number, parts.data.size()});
     parts.data += random.bytes(static_cast<size_t>(elements_of(shape) / type.elements * type.bytes));

@@ -19,7 +19,7 @@ struct Sample {
   std::map<std::string, std::string> texts;             // JSON files by name
   std::map<std::string, SafetensorsParts> safetensors;  // by name
   bool has_gguf = false;
-  test::GgufParts gguf;                                 // written as model.gguf
+  test::GgufParts gguf;  // written as model.gguf
 };
 
 Sample make_sample(Random& random);

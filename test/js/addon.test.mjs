@@ -9,7 +9,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks'
 import test from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
-import { root, tiny } from './support.mjs'
+import { golden, root, tiny } from './support.mjs'
 
 const binary = process.env.LAPIDARY_BINARY ?? path.join(root, 'build/Release/lapidary.node')
 const native = createRequire(import.meta.url)(binary)
@@ -142,7 +142,7 @@ test('use after close is a disposed error, close is idempotent', async () => {
   assert.throws(() => model.restore('/tmp/x'), hasCode('disposed'))
   await assert.rejects(sequence.save(path.join(os.tmpdir(), 'never-written')), hasCode('disposed'))
   assert.equal(model.info.family, 'gemma3')
-  assert.ok(model.tokenizer.encode([{ text: 'still there', special: false }]).length > 0)
+  assert.throws(() => model.tokenizer.encode([]), hasCode('disposed'))
   sequence.close()
 })
 
@@ -318,6 +318,19 @@ test('the JavaScript thread is never blocked over 5 ms by load, prefill, decode 
   }
   t.diagnostic(`longest delay ${best.toFixed(2)} ms above an idle loop's`)
   assert.ok(best < 5, `event loop blocked for ${best} ms`)
+})
+
+test('long texts become ids off the thread, as many turns as it takes', async () => {
+  const tokenizer = await native.loadTokenizer(tiny)
+  const text = fs.readFileSync(golden('gemma3-small', 'validation.txt'), 'utf8').slice(0, 20_000).repeat(10)
+  const parts = [{ text, special: false }]
+  const ids = tokenizer.encode(parts)
+  assert.ok(ids.length > 20_000)
+  assert.deepEqual(await tokenizer.encodeAsync(parts), ids)
+  const short = [{ text: 'a', special: false }]
+  assert.deepEqual(await tokenizer.encodeBatch([parts, [], short, parts]), [ids, [], tokenizer.encode(short), ids])
+  assert.deepEqual(await tokenizer.encodeBatch([]), [])
+  assert.equal(tokenizer.decode(Int32Array.from(ids), false), tokenizer.decode(ids, false))
 })
 
 test('probabilities and draw', () => {

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { loadTokenizer } from 'lapidary'
 import { renderChat, stripText } from '../../dist/chat.js'
-import { compileTemplate, recognizeTemplate } from '../../dist/template.js'
+import { compileTemplate, knownTemplate, recognizeTemplate } from '../../dist/template.js'
 import { failsWith, golden, program, readJson, realTokenizer } from './support.mjs'
 
 const talks = readJson(golden('chat/expected.json'))
@@ -53,13 +53,18 @@ for (const family of ['gemma2', 'gemma3']) {
   })
 
   test(`${family}: its template is recognised by what it does`, async () => {
-    assert.equal(recognizeTemplate((await templates())[family], '<bos>'), family)
+    assert.equal(await recognizeTemplate((await templates())[family], '<bos>'), family)
   })
 }
 
+test('the official template is known without being run', async () => {
+  assert.equal(knownTemplate(`${(await loadTokenizer(realTokenizer('gemma3'))).chatTemplate}\n`), 'gemma3')
+  assert.equal(knownTemplate(gemma2Template), null)
+})
+
 test('another template is not taken for one of Gemma', async () => {
   const template = await compileTemplate("{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}", { bos: '<bos>', eos: '' })
-  assert.equal(recognizeTemplate(template, '<bos>'), null)
+  assert.equal(await recognizeTemplate(template, '<bos>'), null)
   assert.deepEqual(template.render([{ role: 'user', content: ' <bos> ' }], false), [
     { text: '<bos>[user]', special: true },
     { text: ' <bos> ', special: false, message: 0 },

@@ -1,8 +1,10 @@
 // The same results, bit for bit, whatever the prefill chunk, the thread count, and what else runs.
 import assert from 'node:assert/strict'
+import fs from 'node:fs'
+import path from 'node:path'
 import test from 'node:test'
 import { loadModel } from 'lapidary'
-import { assertSameBits, golden, logSoftmax, readSafetensors, tiny } from './support.mjs'
+import { assertSameBits, golden, logSoftmax, readJson, readSafetensors, temporaryFolder, tiny } from './support.mjs'
 
 const expected = readSafetensors(golden('gemma3-small/expected.safetensors'))
 const prompts = [0, 1, 2, 3].map((i) => [...expected[`text${i}.ids`].data])
@@ -79,12 +81,19 @@ for (const length of [63, 64, 65, 128, 5 * 64 + 3]) {
 }
 
 test('a context of 20,000 tokens equals scoring without a cache', { skip: !process.env.LAPIDARY_LONG_TESTS && 'takes minutes; set LAPIDARY_LONG_TESTS=1' }, async (t) => {
-  const model = await loadModel(tiny, { device: 'cpu', precision: 'f32', contextTokens: 20_100, prefillChunk: 250 })
+  const folder = temporaryFolder(t)
+  for (const name of ['model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'generation_config.json']) fs.symlinkSync(path.join(tiny, name), path.join(folder, name))
+  fs.writeFileSync(path.join(folder, 'config.json'), JSON.stringify({ ...readJson(tiny, 'config.json'), max_position_embeddings: 20_480 }))
+  const model = await loadModel(folder, { device: 'cpu', precision: 'f32', prefillChunk: 250, prefixCache: 0 })
   t.after(() => model.close())
   const stream = Array.from({ length: 20_000 }, (_, i) => expected['perplexity.windows'].data[i % (64 * 257)])
   const { tokens, logprobs } = await model.generate(stream, { maxTokens: 16, temperature: 1, seed: 1, logprobs: true, ignoreEos: true })
-  const again = await loadModel(tiny, { device: 'reference', precision: 'f32', contextTokens: 20_100, prefillChunk: 2000, maxBatchTokens: 2000 })
-  const last = await again.generate([...stream, ...tokens.slice(0, -1)], { maxTokens: 1, temperature: 0, logitBias: { [tokens.at(-1)]: 1000 }, logprobs: true })
-  await again.close()
-  assert.ok(Math.abs(last.logprobs[0].logprob - logprobs.at(-1).logprob) <= 1e-3, `${last.logprobs[0].logprob}, generated with ${logprobs.at(-1).logprob}`)
+  // Other chunks, and every step computed from the first token on.
+  for (const i of [0, 7, 15]) {
+    const again = await model.generate([...stream, ...tokens.slice(0, i)], { maxTokens: 1, logitBias: { [tokens[i]]: 1000 }, logprobs: true })
+    assert.deepEqual(again.tokens, [tokens[i]])
+    assert.equal(again.usage.cachedTokens, 0)
+    assert.ok(Math.abs(again.logprobs[0].logprob - logprobs[i].logprob) <= 1e-4, `step ${i}: ${again.logprobs[0].logprob}, generated with ${logprobs[i].logprob}`)
+  }
+  await model.close()
 })

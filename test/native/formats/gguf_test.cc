@@ -74,11 +74,21 @@ TEST("gguf: shapes come outermost first and views lie where the table says") {
 
 TEST("gguf: metadata of every type") {
   GgufParts p;
-  p.metadata = {{"u8", gguf_value<uint8_t>(0, 200)}, {"i8", gguf_value<int8_t>(1, -3)}, {"u16", gguf_value<uint16_t>(2, 60000)},
-                {"i16", gguf_value<int16_t>(3, -300)}, {"u32", gguf_u32(4000000000u)}, {"i32", gguf_value<int32_t>(5, -7)},
-                {"f32", gguf_f32(0.5f)}, {"yes", gguf_bool(true)}, {"text", gguf_text("a\xe2\x96\x81")}, {"u64", gguf_value<uint64_t>(10, INT64_MAX)},
-                {"i64", gguf_value<int64_t>(11, INT64_MIN)}, {"f64", gguf_value<double>(12, 3.0)}, {"list", gguf_strings({"x", "", "y"})},
-                {"flags", gguf_array(7, 3, std::string("\1\0\1", 3))}, {"floats", gguf_array(6, 2, little_endian(1.5f) + little_endian(-2.f))},
+  p.metadata = {{"u8", gguf_value<uint8_t>(0, 200)},
+                {"i8", gguf_value<int8_t>(1, -3)},
+                {"u16", gguf_value<uint16_t>(2, 60000)},
+                {"i16", gguf_value<int16_t>(3, -300)},
+                {"u32", gguf_u32(4000000000u)},
+                {"i32", gguf_value<int32_t>(5, -7)},
+                {"f32", gguf_f32(0.5f)},
+                {"yes", gguf_bool(true)},
+                {"text", gguf_text("a\xe2\x96\x81")},
+                {"u64", gguf_value<uint64_t>(10, INT64_MAX)},
+                {"i64", gguf_value<int64_t>(11, INT64_MIN)},
+                {"f64", gguf_value<double>(12, 3.0)},
+                {"list", gguf_strings({"x", "", "y"})},
+                {"flags", gguf_array(7, 3, std::string("\1\0\1", 3))},
+                {"floats", gguf_array(6, 2, little_endian(1.5f) + little_endian(-2.f))},
                 {"none", gguf_array(4, 0, "")}};
   const auto file = open_made(p);
   int64_t n = 0;
@@ -92,7 +102,8 @@ TEST("gguf: metadata of every type") {
   CHECK(std::get<std::vector<int64_t>>(*file->find("flags")) == (std::vector<int64_t>{1, 0, 1}));
   CHECK(std::get<std::vector<double>>(*file->find("floats")) == (std::vector<double>{1.5, -2}));
   CHECK(std::get<std::vector<int64_t>>(*file->find("none")).empty());
-  CHECK(!file->integer("absent", n) && !file->string("absent") && !file->strings("absent") && !file->number("absent", x) && !file->boolean("absent", b));
+  CHECK(!file->integer("absent", n) && !file->string("absent") && !file->strings("absent") && !file->number("absent", x) &&
+        !file->boolean("absent", b));
   CHECK_THROWS(file->integer("f32", n), ErrorCode::bad_file, "\"f32\" is not a whole number");
   CHECK_THROWS(file->string("u8"), ErrorCode::bad_file, "\"u8\" is not a string");
   CHECK_THROWS(file->strings("floats"), ErrorCode::bad_file, "array of strings");

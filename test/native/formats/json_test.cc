@@ -69,7 +69,8 @@ TEST("json: escapes and UTF-8 in strings") {
 }
 
 TEST("json: malformed strings are refused") {
-  for (const char* text : {R"("\x")", R"("\u12")", R"("\u12g4")", R"("\ud800")", R"("\udc00")", R"("\ud800\u0041")", R"("\ud800x")", "\"\\"})
+  for (const char* text :
+       {R"("\x")", R"("\u12")", R"("\u12g4")", R"("\ud800")", R"("\udc00")", R"("\ud800\u0041")", R"("\ud800x")", "\"\\"})
     CHECK_THROWS(read_string(text), ErrorCode::bad_file, "text");
   // Overlong forms, surrogates, beyond U+10FFFF, lone and missing continuation bytes.
   for (const char* text : {"\"\xc0\x80\"", "\"\xc1\xbf\"", "\"\xe0\x9f\xbf\"", "\"\xed\xa0\x80\"", "\"\xf0\x8f\xbf\xbf\"",
@@ -93,8 +94,30 @@ TEST("json: numbers") {
 }
 
 TEST("json: broken grammar is refused with the byte at fault") {
-  for (const char* text : {"", " ", "{", "[", "{]", "[}", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "[1,]", "[1 2]", "[,1]", "{,}", "{\"a\":1 \"b\":2}",
-                           "{a:1}", "tru", "nul", "falsey", "1 2", "[1]]", "'a'", "// c\n1", "\xef\xbb\xbf{}", "[1]\x01"})
+  for (const char* text : {"",
+                           " ",
+                           "{",
+                           "[",
+                           "{]",
+                           "[}",
+                           "{\"a\"}",
+                           "{\"a\":}",
+                           "{\"a\":1,}",
+                           "[1,]",
+                           "[1 2]",
+                           "[,1]",
+                           "{,}",
+                           "{\"a\":1 \"b\":2}",
+                           "{a:1}",
+                           "tru",
+                           "nul",
+                           "falsey",
+                           "1 2",
+                           "[1]]",
+                           "'a'",
+                           "// c\n1",
+                           "\xef\xbb\xbf{}",
+                           "[1]\x01"})
     CHECK_THROWS(parse(text), ErrorCode::bad_file, "x.json");
   CHECK_THROWS(parse("[1, 2 3]"), ErrorCode::bad_file, "byte 6 of 8");
   CHECK_THROWS(parse("{\"a\":1,\"b\":2,\"a\":3}"), ErrorCode::bad_file, "\"a\" twice");
@@ -114,9 +137,13 @@ TEST("json: the tree keeps order, finds members and names wrong types") {
 }
 
 TEST("json: quoting reads back as the same text") {
-  for (const std::string& text : {std::string("plain"), std::string("q\" b\\ n\n t\t \x01 \x7f"), std::string("\0x", 2), std::string("\xe2\x96\x81\xf0\x9f\x98\x80")})
+  for (const std::string& text :
+       {std::string("plain"), std::string("q\" b\\ n\n t\t \x01 \x7f"), std::string("\0x", 2), std::string("\xe2\x96\x81\xf0\x9f\x98\x80")})
     CHECK_MSG(read_string(json_quote(text)) == text, json_quote(text));
-  CHECK(read_string(json_quote("a\xff" "b\xe2\x96")) == "a\xef\xbf\xbd" "b\xef\xbf\xbd\xef\xbf\xbd");
+  CHECK(read_string(json_quote("a\xff"
+                               "b\xe2\x96")) ==
+        "a\xef\xbf\xbd"
+        "b\xef\xbf\xbd\xef\xbf\xbd");
 }
 
 }  // namespace

@@ -127,14 +127,16 @@ TEST("safetensors: shards come together and lying indexes are refused") {
   refused(R"({"a":"two.safetensors"})", "should be in");
   refused(R"({"a":"one.safetensors","b":"again.safetensors"})", "should be in");
   refused(R"({"a":"one.safetensors","a":"again.safetensors"})", "twice");
-  for (const char* shard : {"../one.safetensors", "/etc/passwd", "sub/one.safetensors", "..", "", ".safetensors", "model.safetensors.index.json",
-                            "one.safetensors\\u0000", "..\\\\one.safetensors"})
+  for (const char* shard : {"../one.safetensors", "/etc/passwd", "sub/one.safetensors", "..", "", ".safetensors",
+                            "model.safetensors.index.json", "one.safetensors\\u0000", "..\\\\one.safetensors"})
     refused("{\"a\":\"" + std::string(shard) + "\"}", "not the plain name");
   refused("{}", "empty one");
   refused("[]", "weight_map");
   refused(R"({"a":1})", "no string");
   // The second shard holds a tensor that the first has too, though the index names each once.
-  write_bytes(folder + "/two.safetensors", safetensors_bytes(std::string("{\"b\"") + kOneFloat + R"(,"a":{"dtype":"F32","shape":[0],"data_offsets":[4,4]}})", "\1\2\3\4"));
+  write_bytes(
+      folder + "/two.safetensors",
+      safetensors_bytes(std::string("{\"b\"") + kOneFloat + R"(,"a":{"dtype":"F32","shape":[0],"data_offsets":[4,4]}})", "\1\2\3\4"));
   refused(R"({"a":"one.safetensors","b":"two.safetensors"})", "in two shards");
   write_bytes(index, "{\"weight_map\":");
   CHECK_THROWS(open_safetensors(folder), ErrorCode::bad_file, "ends too early");
@@ -149,8 +151,10 @@ TEST("safetensors: what is written reads back, aligned and atomically") {
   const int8_t bytes[3] = {1, -2, 3};
   const float floats[4] = {1, 2, 3, 4};
   const uint16_t halves[2] = {0x3f80, 0x4000};
-  write_safetensors(path, {{"b", Tensor(bytes, DType::i8, {3})}, {"f \"q\"", Tensor(floats, DType::f32, {2, 2})}, {"h", Tensor(halves, DType::bf16, {1, 2})}},
-                    {{"format", "pt"}, {"note", "line\nbreak"}});
+  write_safetensors(
+      path,
+      {{"b", Tensor(bytes, DType::i8, {3})}, {"f \"q\"", Tensor(floats, DType::f32, {2, 2})}, {"h", Tensor(halves, DType::bf16, {1, 2})}},
+      {{"format", "pt"}, {"note", "line\nbreak"}});
   const TensorFile f = open_safetensors(path);
   REQUIRE(f.tensors.size() == 3);
   const Tensor t = f.tensors.at("f \"q\"").view;
