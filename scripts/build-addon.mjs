@@ -1,7 +1,7 @@
 // Builds build/Release/lapidary.node with node-gyp, from a checkout or from the package in somebody's node_modules.
 // Options: --native-tests adds the C++ tests and fuzzers, --werror makes warnings errors, --verbose shows the compiler's output.
 import { spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, realpathSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import os from 'node:os'
 import path from 'node:path'
@@ -64,7 +64,8 @@ function findNodeGyp() {
       process.env.npm_execpath && path.resolve(path.dirname(process.env.npm_execpath), '..'),
       path.resolve(path.dirname(process.execPath), '../lib/node_modules/npm'),
       path.resolve(path.dirname(process.execPath), 'node_modules/npm'),
-      path.join(spawnSync('npm', ['root', '--global'], { encoding: 'utf8', env: buildEnvironment, shell: process.platform === 'win32' }).stdout?.trim() || '/', 'npm'),
+      ...(process.env.PATH ?? '').split(path.delimiter).map((folder) => path.join(folder, 'npm')).filter(existsSync)
+        .map((file) => path.resolve(path.dirname(realpathSync(file)), '..')),
     ]
     const files = npmRoots.filter(Boolean).map((folder) => path.join(folder, 'node_modules/node-gyp/bin/node-gyp.js'))
     const found = files.find((file) => existsSync(file))

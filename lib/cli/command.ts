@@ -18,7 +18,8 @@ export interface Command {
   readonly flags: Readonly<Record<string, Flag>>
   /** Further lines of the help. */
   readonly details?: string
-  run(args: Arguments): Promise<number | void>
+  /** Gives the exit code where it is not 0. */
+  run(args: Arguments): Promise<number | undefined>
 }
 
 /** A mistake in the command line: exit code 2. */

@@ -36,7 +36,7 @@ export function progress(label: string): (loaded: number, total: number) => void
 }
 
 /** Writes to stdout, waiting where the reader is slower. */
-export async function print(text: string): Promise<void> {
+export async function print(text: string): Promise<undefined> {
   if (text !== '' && !process.stdout.write(text)) await once(process.stdout, 'drain')
 }
 

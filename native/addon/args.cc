@@ -65,20 +65,28 @@ std::pair<int32_t, float> to_bias(Napi::Value value, const std::string& name) {
 std::string describe(Napi::Value value) {
   if (value.IsEmpty()) return "nothing";
   switch (value.Type()) {
-    case napi_undefined: return "undefined";
-    case napi_null: return "null";
-    case napi_boolean: return value.As<Napi::Boolean>().Value() ? "true" : "false";
+    case napi_undefined:
+      return "undefined";
+    case napi_null:
+      return "null";
+    case napi_boolean:
+      return value.As<Napi::Boolean>().Value() ? "true" : "false";
     case napi_number: {
       std::ostringstream text;
       text.precision(17);
       text << value.As<Napi::Number>().DoubleValue();
       return text.str();
     }
-    case napi_string: return "a string";
-    case napi_symbol: return "a symbol";
-    case napi_function: return "a function";
-    case napi_bigint: return "a bigint";
-    default: return value.IsArray() ? "an array" : value.IsTypedArray() ? "a typed array of another type" : "an object";
+    case napi_string:
+      return "a string";
+    case napi_symbol:
+      return "a symbol";
+    case napi_function:
+      return "a function";
+    case napi_bigint:
+      return "a bigint";
+    default:
+      return value.IsArray() ? "an array" : value.IsTypedArray() ? "a typed array of another type" : "an object";
   }
 }
 
@@ -189,10 +197,11 @@ LoadOptions to_load_options(Napi::Value value) {
   const Fields fields(value, "options");
   LoadOptions out;
   out.device = fields.text("device");
-  expect(out.device == "cpu" || out.device == "reference", ErrorCode::invalid_argument, "options.device: expected 'cpu' or 'reference', got '",
-         out.device, "'");
+  expect(out.device == "cpu" || out.device == "reference", ErrorCode::invalid_argument,
+         "options.device: expected 'cpu' or 'reference', got '", out.device, "'");
   const std::string precision = fields.text("precision");
-  expect(precision == "f32" || precision == "bf16", ErrorCode::invalid_argument, "options.precision: expected 'f32' or 'bf16', got '", precision, "'");
+  expect(precision == "f32" || precision == "bf16", ErrorCode::invalid_argument, "options.precision: expected 'f32' or 'bf16', got '",
+         precision, "'");
   out.engine.precision = precision == "f32" ? Precision::f32 : Precision::bf16;
   out.threads = static_cast<int>(fields.integer("threads", 0, 1024));
   out.engine.context = fields.integer("contextTokens", 0, kMaxId);

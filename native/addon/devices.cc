@@ -1,12 +1,12 @@
 // devices and version: what this machine can compute on, described.
-#include "addon/functions.h"
-
 #include <algorithm>
 #include <cstdint>
 #include <fstream>
 #include <sstream>
 #include <string>
 #include <vector>
+
+#include "addon/functions.h"
 
 #ifdef _WIN32
 #include <windows.h>

@@ -26,7 +26,8 @@ napi_value error_value(napi_env env, std::exception_ptr error) noexcept {
   } catch (const Error& e) {
     value = make_error(env, code_name(e.code()), e.what());
   } catch (const std::bad_alloc&) {
-    value = make_error(env, code_name(ErrorCode::out_of_memory), "the process has run out of memory; close models or choose a smaller context");
+    value =
+        make_error(env, code_name(ErrorCode::out_of_memory), "the process has run out of memory; close models or choose a smaller context");
   } catch (const std::exception& e) {
     value = make_error(env, code_name(ErrorCode::internal), std::string("internal error: ") + e.what());
   } catch (...) {

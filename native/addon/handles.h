@@ -43,7 +43,8 @@ T* find_handle(napi_env env, napi_value value) {
 template <typename T>
 T& to_handle(napi_env env, napi_value value, const std::string& name) {
   T* object = find_handle<T>(env, value);
-  expect(object != nullptr, ErrorCode::invalid_argument, name, ": expected a ", T::kName, " made in this thread (handles cannot be sent to another one)");
+  expect(object != nullptr, ErrorCode::invalid_argument, name, ": expected a ", T::kName,
+         " made in this thread (handles cannot be sent to another one)");
   return *object;
 }
 
@@ -84,10 +85,12 @@ napi_value constructor_of(napi_env env) {
   if (!reference) {
     std::vector<napi_property_descriptor> properties;
     for (const Method& m : T::methods()) {
-      properties.push_back({m.name, nullptr, m.getter ? nullptr : m.call, m.getter ? m.call : nullptr, nullptr, nullptr, napi_default_method, nullptr});
+      properties.push_back(
+          {m.name, nullptr, m.getter ? nullptr : m.call, m.getter ? m.call : nullptr, nullptr, nullptr, napi_default_method, nullptr});
       if (m.getter) properties.back().attributes = napi_enumerable;
     }
-    check_napi(env, napi_define_class(env, T::kName, NAPI_AUTO_LENGTH, construct<T>, nullptr, properties.size(), properties.data(), &constructor));
+    check_napi(
+        env, napi_define_class(env, T::kName, NAPI_AUTO_LENGTH, construct<T>, nullptr, properties.size(), properties.data(), &constructor));
     check_napi(env, napi_create_reference(env, constructor, 1, &reference));
   }
   check_napi(env, napi_get_reference_value(env, reference, &constructor));

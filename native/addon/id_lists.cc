@@ -25,7 +25,7 @@ struct Filling {
   const bool single;  // the one list is the result
   std::exception_ptr error;
   IdLists lists;
-  size_t list = 0, at = 0;       // the next id
+  size_t list = 0, at = 0;  // the next id
   Napi::ObjectReference outer, inner;
 };
 
@@ -99,7 +99,9 @@ napi_value start(napi_env env, const char* name, std::function<IdLists()> make, 
 
 }  // namespace
 
-napi_value promise_id_lists(napi_env env, const char* name, std::function<IdLists()> make) { return start(env, name, std::move(make), false); }
+napi_value promise_id_lists(napi_env env, const char* name, std::function<IdLists()> make) {
+  return start(env, name, std::move(make), false);
+}
 
 napi_value promise_id_list(napi_env env, const char* name, std::function<std::vector<int32_t>()> make) {
   auto as_lists = [make = std::move(make)] {

@@ -12,7 +12,7 @@ namespace lapidary::addon {
 
 using IdLists = std::vector<std::vector<int32_t>>;
 
-napi_value promise_id_lists(napi_env env, const char* name, std::function<IdLists()> make);  // number[][]
+napi_value promise_id_lists(napi_env env, const char* name, std::function<IdLists()> make);              // number[][]
 napi_value promise_id_list(napi_env env, const char* name, std::function<std::vector<int32_t>()> make);  // number[]
 
 }  // namespace lapidary::addon

@@ -12,7 +12,8 @@ namespace {
 // Calls back with the newest progress; what came in between is skipped.
 class ProgressChannel final : public Listener, public std::enable_shared_from_this<ProgressChannel> {
  public:
-  ProgressChannel(Environment& environment, Napi::Function callback) : environment_(environment.shared_from_this()), callback_(Napi::Persistent(callback)) {}
+  ProgressChannel(Environment& environment, Napi::Function callback)
+      : environment_(environment.shared_from_this()), callback_(Napi::Persistent(callback)) {}
 
   void report(int64_t done, int64_t total) {
     std::lock_guard lock(mutex_);
@@ -96,7 +97,9 @@ napi_value load_model_async(const Napi::CallbackInfo& info) {
 
 napi_value load_tokenizer(const Napi::CallbackInfo& info) {
   auto load = [path = to_text(info[0], "path")] { return Tokenizer::load(path); };
-  auto wrap = [](Napi::Env env, std::shared_ptr<const Tokenizer> tokenizer) -> napi_value { return make_tokenizer(env, std::move(tokenizer)); };
+  auto wrap = [](Napi::Env env, std::shared_ptr<const Tokenizer> tokenizer) -> napi_value {
+    return make_tokenizer(env, std::move(tokenizer));
+  };
   return promise_work(info.Env(), "lapidary load tokenizer", std::move(load), std::move(wrap));
 }
 
@@ -118,7 +121,8 @@ napi_value inspect(const Napi::CallbackInfo& info) {
 }
 
 napi_value estimate(const Napi::CallbackInfo& info) {
-  auto compute = [path = to_text(info[0], "path"), options = to_load_options(info[1]), sequences = to_integer(info[2], "sequences", 1, kMaxSafeInteger)] {
+  auto compute = [path = to_text(info[0], "path"), options = to_load_options(info[1]),
+                  sequences = to_integer(info[2], "sequences", 1, kMaxSafeInteger)] {
     return estimate_memory(load_config(path), total_bytes(list_tensors(path)), options.engine, sequences);
   };
   auto wrap = [](Napi::Env env, MemoryEstimate result) -> napi_value { return estimate_object(env, result); };

@@ -56,7 +56,8 @@ Napi::Object make_model(Napi::Env env, LoadedModel model) {
   info.Freeze();
   std::shared_ptr<const Tokenizer> vocabulary = model.state->take_tokenizer();
   const Napi::Value tokenizer = vocabulary ? Napi::Value(make_tokenizer(env, std::move(vocabulary))) : Napi::Value(env.Null());
-  object.DefineProperties({Napi::PropertyDescriptor::Value("info", info, napi_enumerable), Napi::PropertyDescriptor::Value("tokenizer", tokenizer, napi_enumerable),
+  object.DefineProperties({Napi::PropertyDescriptor::Value("info", info, napi_enumerable),
+                           Napi::PropertyDescriptor::Value("tokenizer", tokenizer, napi_enumerable),
                            Napi::PropertyDescriptor::Value("device", text(env, model.device), napi_enumerable)});
   return object;
 }
@@ -76,9 +77,7 @@ ModelObject::~ModelObject() {
   environment_->release_elsewhere(std::move(state_));
 }
 
-void ModelObject::report_bytes_gone() {
-  environment_->report_bytes(-std::exchange(reported_bytes_, 0));
-}
+void ModelObject::report_bytes_gone() { environment_->report_bytes(-std::exchange(reported_bytes_, 0)); }
 
 void ModelObject::dispose_tokenizer(const Napi::CallbackInfo& info) {
   TokenizerObject* tokenizer = find_handle<TokenizerObject>(info.Env(), info.This().As<Napi::Object>().Get("tokenizer"));

@@ -13,7 +13,8 @@ namespace lapidary::addon {
 
 class ModelState final : public Closable {
  public:
-  ModelState(std::unique_ptr<Engine> engine, std::shared_ptr<const Tokenizer> tokenizer) : tokenizer_(std::move(tokenizer)), engine_(std::move(engine)) {}
+  ModelState(std::unique_ptr<Engine> engine, std::shared_ptr<const Tokenizer> tokenizer)
+      : tokenizer_(std::move(tokenizer)), engine_(std::move(engine)) {}
 
   // Error(disposed) after close. The pointer keeps the engine's memory for the length of one call.
   std::shared_ptr<Engine> engine() const {

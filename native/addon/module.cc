@@ -19,9 +19,15 @@ napi_value initialize(napi_env env, napi_value exports) {
   return guarded(env, [&] {
     Environment::install(env);
     const std::pair<const char*, napi_callback> functions[] = {
-        {"version", call<version>},           {"devices", call<list_devices>}, {"loadModel", call<load_model_async>},
-        {"loadTokenizer", call<load_tokenizer>}, {"inspect", call<inspect>},      {"estimateMemory", call<estimate>},
-        {"probabilities", call<probabilities>},  {"draw", call<draw>},            {"writeSafetensors", call<write_tensors>},
+        {"version", call<version>},
+        {"devices", call<list_devices>},
+        {"loadModel", call<load_model_async>},
+        {"loadTokenizer", call<load_tokenizer>},
+        {"inspect", call<inspect>},
+        {"estimateMemory", call<estimate>},
+        {"probabilities", call<probabilities>},
+        {"draw", call<draw>},
+        {"writeSafetensors", call<write_tensors>},
     };
     for (const auto& [name, function] : functions) {
       napi_value value = nullptr;

@@ -53,8 +53,8 @@ Napi::Array id_array(Napi::Env env, std::span<const int32_t> ids) {
 Napi::Value float_array(Napi::Env env, std::vector<float> values) {
   const size_t length = values.size(), bytes = length * sizeof(float);
   if (bytes <= kSmallBytes) return copied_array(env, napi_float32_array, values.data(), length);
-  auto lent = std::make_unique<Lent>(
-      Lent{Environment::of(env).shared_from_this(), std::make_shared<std::vector<float>>(std::move(values))});
+  auto lent =
+      std::make_unique<Lent>(Lent{Environment::of(env).shared_from_this(), std::make_shared<std::vector<float>>(std::move(values))});
   float* data = lent->values->data();
   napi_value buffer = nullptr;
   if (napi_create_external_arraybuffer(env, data, bytes, take_back, lent.get(), &buffer) != napi_ok) {

@@ -40,7 +40,8 @@ class ScoreJob final : public Listener, public std::enable_shared_from_this<Scor
       if (error_) std::rethrow_exception(error_);
       std::vector<std::vector<float>> results;
       for (std::vector<std::vector<float>>& rows : rows_) {
-        expect(!rows.empty() && (kind_ == RunKind::hidden || rows.size() == 1), ErrorCode::internal, "a score run gave ", rows.size(), " results");
+        expect(!rows.empty() && (kind_ == RunKind::hidden || rows.size() == 1), ErrorCode::internal, "a score run gave ", rows.size(),
+               " results");
         for (std::vector<float>& row : rows) results.push_back(std::move(row));
       }
       deferred_->resolve(env, float_arrays(env, std::move(results)));
@@ -105,10 +106,13 @@ Napi::Object start_scores(Napi::Env env, std::shared_ptr<ModelState> model, RunK
   if (prompts.empty()) environment.post(job);
   Napi::Object handle = Napi::Object::New(env);
   handle.Set("result", Napi::Value(env, job->make_promise(env)));
-  handle.Set("abort", Napi::Function::New(env, [job](const Napi::CallbackInfo& info) {
-               job->abort();
-               return info.Env().Undefined();
-             }, "abort"));
+  handle.Set("abort", Napi::Function::New(
+                          env,
+                          [job](const Napi::CallbackInfo& info) {
+                            job->abort();
+                            return info.Env().Undefined();
+                          },
+                          "abort"));
   return handle;
 }
 

@@ -31,11 +31,13 @@ OwnedTensor to_tensor(Napi::Value value, const std::string& name) {
   OwnedTensor out;
   out.name = fields.text("name");
   const Napi::Array dims = to_array(fields.get("shape"), fields.name("shape"));
-  expect(dims.Length() >= 1 && dims.Length() <= 4, ErrorCode::invalid_argument, fields.name("shape"), ": expected 1 to 4 dimensions, got ", dims.Length());
+  expect(dims.Length() >= 1 && dims.Length() <= 4, ErrorCode::invalid_argument, fields.name("shape"), ": expected 1 to 4 dimensions, got ",
+         dims.Length());
   int64_t elements = 1;
   for (uint32_t i = 0; i < dims.Length(); ++i) {
     out.shape.push_back(to_integer(dims.Get(i), fields.name("shape"), 0, int64_t{1} << 40));
-    expect(out.shape.back() == 0 || elements <= (int64_t{1} << 40) / out.shape.back(), ErrorCode::invalid_argument, fields.name("shape"), ": too large");
+    expect(out.shape.back() == 0 || elements <= (int64_t{1} << 40) / out.shape.back(), ErrorCode::invalid_argument, fields.name("shape"),
+           ": too large");
     elements *= out.shape.back();
   }
   const Napi::Value data = fields.get("data");
@@ -46,7 +48,8 @@ OwnedTensor to_tensor(Napi::Value value, const std::string& name) {
     out.integers = to_int32s(data, fields.name("data"));
   }
   const size_t given = out.floats.size() + out.integers.size();
-  expect(given == static_cast<size_t>(elements), ErrorCode::invalid_argument, fields.name("data"), ": the shape asks for ", elements, " elements, got ", given);
+  expect(given == static_cast<size_t>(elements), ErrorCode::invalid_argument, fields.name("data"), ": the shape asks for ", elements,
+         " elements, got ", given);
   return out;
 }
 

@@ -19,10 +19,12 @@ class TokenStreamObject {
   static constexpr const char* kName = "NativeTokenStream";
   static constexpr const napi_type_tag& kTag = kTokenStreamTag;
   static std::vector<Method> methods() {
-    return {{"push", call_member<TokenStreamObject, &TokenStreamObject::push>}, {"flush", call_member<TokenStreamObject, &TokenStreamObject::flush>}};
+    return {{"push", call_member<TokenStreamObject, &TokenStreamObject::push>},
+            {"flush", call_member<TokenStreamObject, &TokenStreamObject::flush>}};
   }
 
-  TokenStreamObject(std::shared_ptr<const Tokenizer> tokenizer, bool special) : size_(tokenizer->size()), stream_(std::move(tokenizer), special) {}
+  TokenStreamObject(std::shared_ptr<const Tokenizer> tokenizer, bool special)
+      : size_(tokenizer->size()), stream_(std::move(tokenizer), special) {}
 
  private:
   napi_value push(const Napi::CallbackInfo& info) {

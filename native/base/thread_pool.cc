@@ -1,3 +1,5 @@
+// How a loop runs: the caller publishes it in one atomic word, awake workers enter it, everyone takes ranges from one counter,
+// the caller closes it when none is left and waits only for those inside. A sleeping worker is never waited for.
 #include "base/thread_pool.h"
 
 #include <algorithm>
@@ -103,7 +105,9 @@ void ThreadPool::run(int64_t n, int64_t grain, RangeFn fn, const void* context) 
   state_.store((number << 32) | kOpen);
   // Sequential consistency of this pair with wait_for_news: either the sleeper sees the loop or we see the sleeper.
   if (sleepers_.load() > 0) {
-    { std::lock_guard lock(mutex_); }
+    {
+      std::lock_guard lock(mutex_);
+    }
     news_.notify_all();
   }
   work();
@@ -144,7 +148,9 @@ bool ThreadPool::try_join(uint64_t& seen) {
 void ThreadPool::leave() {
   const uint64_t before = state_.fetch_sub(1, std::memory_order_acq_rel);
   if ((before & kCallerWaits) && (before & kInside) == 1) {
-    { std::lock_guard lock(mutex_); }
+    {
+      std::lock_guard lock(mutex_);
+    }
     empty_.notify_one();
   }
 }

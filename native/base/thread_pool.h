@@ -44,9 +44,9 @@ class ThreadPool {
   };
 
   void run(int64_t n, int64_t grain, RangeFn fn, const void* context);
-  void work();                     // takes ranges until none is left
+  void work();  // takes ranges until none is left
   void worker_main();
-  bool try_join(uint64_t& seen);   // enters the open loop unless `seen` already was in it
+  bool try_join(uint64_t& seen);  // enters the open loop unless `seen` already was in it
   void leave();
   bool wait_for_news(uint64_t seen);
   void wait_until_empty();
@@ -54,7 +54,7 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::atomic_flag in_use_ = ATOMIC_FLAG_INIT;
   Loop loop_;
-  std::exception_ptr error_;       // first of this loop; guarded by mutex_
+  std::exception_ptr error_;  // first of this loop; guarded by mutex_
   alignas(64) std::atomic<int64_t> next_{0};
   // The loop's number << 32 | kOpen | kCallerWaits | workers inside. One word, so that a late worker cannot enter a closed loop.
   alignas(64) std::atomic<uint64_t> state_{0};
@@ -62,7 +62,7 @@ class ThreadPool {
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
   std::condition_variable news_, empty_;
-  int64_t process_ = 0;            // threads do not survive fork()
+  int64_t process_ = 0;  // threads do not survive fork()
 };
 
 }  // namespace lapidary

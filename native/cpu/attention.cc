@@ -19,7 +19,7 @@ constexpr int64_t kTileQueries = 16;
 struct Tile {
   AttentionTile tile;
   int64_t first_partition, end_partition;
-  std::byte* out;         // of the tile's first query
+  std::byte* out;           // of the tile's first query
   int64_t first_state = 0;  // of its partitions, when they are split
 
   int64_t queries() const { return tile.rows * tile.group; }
@@ -40,12 +40,24 @@ class Plan {
       const int64_t rows = std::min(tile_rows, span.rows - row), pos = span.first_pos + row;
       const int64_t lowest = shape.window > pos ? 0 : pos - shape.window + 1;
       const int64_t needed = (pos + rows - 1) / kPageTokens - lowest / kPageTokens + 1;
-      expect(needed <= span.kv.num_pages, ErrorCode::internal, "attention: queries at ", pos, " to ", pos + rows - 1, " see ", needed, " pages, the cache has ",
-             span.kv.num_pages);
+      expect(needed <= span.kv.num_pages, ErrorCode::internal, "attention: queries at ", pos, " to ", pos + rows - 1, " see ", needed,
+             " pages, the cache has ", span.kv.num_pages);
       for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
         const int64_t at = (span.first_row + row) * width_ + head * group * shape.head_dim;
-        const AttentionTile tile{q.as<float>() + at,    width_,        rows, group, shape.head_dim, pos, span.kv.pages, span.kv.num_pages,
-                                 span.kv.dtype == DType::bf16, head, shape.num_kv_heads, shape.scale, shape.softcap, shape.window};
+        const AttentionTile tile{q.as<float>() + at,
+                                 width_,
+                                 rows,
+                                 group,
+                                 shape.head_dim,
+                                 pos,
+                                 span.kv.pages,
+                                 span.kv.num_pages,
+                                 span.kv.dtype == DType::bf16,
+                                 head,
+                                 shape.num_kv_heads,
+                                 shape.scale,
+                                 shape.softcap,
+                                 shape.window};
         tiles_.push_back({tile, lowest / kPartitionKeys, (pos + rows - 1) / kPartitionKeys + 1, out.data + dtype_bytes(out.dtype, at)});
       }
     }
@@ -86,7 +98,8 @@ class Plan {
     std::vector<Piece> pieces;
     for (Tile& t : tiles_) {
       t.first_state = static_cast<int64_t>(pieces.size());
-      for (int64_t p = t.first_partition; p < t.end_partition; ++p, memory += t.state_floats()) pieces.push_back({&t, p, carve(memory, t.queries())});
+      for (int64_t p = t.first_partition; p < t.end_partition; ++p, memory += t.state_floats())
+        pieces.push_back({&t, p, carve(memory, t.queries())});
     }
     pool_.parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
       float* scratch = thread_scratch(ScratchUse::kernel, scratch_floats_);
@@ -112,9 +125,10 @@ class Plan {
 
 }  // namespace
 
-void attention(const Kernels& kernels, ThreadPool& pool, const Tensor& q, std::span<const AttentionSpan> spans, const AttentionShape& shape, const Tensor& out) {
-  expect(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0, ErrorCode::internal, "attention: ", shape.num_heads, " heads over ",
-         shape.num_kv_heads, " kv heads");
+void attention(const Kernels& kernels, ThreadPool& pool, const Tensor& q, std::span<const AttentionSpan> spans, const AttentionShape& shape,
+               const Tensor& out) {
+  expect(shape.num_kv_heads > 0 && shape.num_heads % shape.num_kv_heads == 0, ErrorCode::internal, "attention: ", shape.num_heads,
+         " heads over ", shape.num_kv_heads, " kv heads");
   expect(shape.window >= 1, ErrorCode::internal, "attention: window ", shape.window, " must be at least 1");
   Plan plan(kernels, pool, shape, out);
   for (const AttentionSpan& span : spans) plan.add(q, span, shape, out);

@@ -10,6 +10,7 @@
 namespace lapidary::cpu {
 
 // The contract of Backend::attention.
-void attention(const Kernels& kernels, ThreadPool& pool, const Tensor& q, std::span<const AttentionSpan> spans, const AttentionShape& shape, const Tensor& out);
+void attention(const Kernels& kernels, ThreadPool& pool, const Tensor& q, std::span<const AttentionSpan> spans, const AttentionShape& shape,
+               const Tensor& out);
 
 }  // namespace lapidary::cpu

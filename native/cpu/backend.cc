@@ -51,7 +51,8 @@ class CpuBackend final : public Backend {
            norm.weight.shape_text(), ", out ", out.shape_text());
     const int64_t out_bytes = dtype_bytes(out.dtype, dim);
     for_each(rows, 2 * dim, [&](int64_t r) {
-      kernels_.rms_norm(x.as<float>() + r * dim, norm.weight.as<float>(), norm.offset, norm.eps, dim, out.data + r * out_bytes, out.dtype == DType::bf16);
+      kernels_.rms_norm(x.as<float>() + r * dim, norm.weight.as<float>(), norm.offset, norm.eps, dim, out.data + r * out_bytes,
+                        out.dtype == DType::bf16);
     });
   }
 
@@ -203,14 +204,15 @@ void CpuBackend::project(const Tensor& x, std::initializer_list<Projection> proj
   const int64_t unit_rows = tokens <= 4 ? 8 : cpu::kLinearRows;
   for (const auto& [weight, out] : projections) {
     const int64_t rows = weight.out();
-    expect(is_act(x) && weight.in() == k && out.dtype == DType::f32 && out.elements() == tokens * rows, ErrorCode::internal, "linear: x ", x.shape_text(),
-           ", weight ", weight.weight.shape_text(), ", out ", out.shape_text());
+    expect(is_act(x) && weight.in() == k && out.dtype == DType::f32 && out.elements() == tokens * rows, ErrorCode::internal, "linear: x ",
+           x.shape_text(), ", weight ", weight.weight.shape_text(), ", out ", out.shape_text());
     const DType dtype = weight.weight.dtype;
-    expect(dtype != DType::i8 && dtype != DType::i32 && dtype != DType::u8, ErrorCode::unsupported, "linear: the cpu backend has no product with ",
-           dtype_info(dtype).name, " weights; use f32, bf16, f16 or a GGUF block type");
+    expect(dtype != DType::i8 && dtype != DType::i32 && dtype != DType::u8, ErrorCode::unsupported,
+           "linear: the cpu backend has no product with ", dtype_info(dtype).name, " weights; use f32, bf16, f16 or a GGUF block type");
     const int64_t token_blocks = (tokens + cpu::kLinearTokens - 1) / cpu::kLinearTokens;
     Product& product = products[count++];
-    product = {{input, tokens, k, weight.weight.data, dtype_bytes(dtype, k), dtype, k, out.as<float>(), rows}, rows, unit_rows, token_blocks, 0};
+    product = {
+        {input, tokens, k, weight.weight.data, dtype_bytes(dtype, k), dtype, k, out.as<float>(), rows}, rows, unit_rows, token_blocks, 0};
     product.units = (rows + unit_rows - 1) / unit_rows * token_blocks;
     units += product.units;
   }

@@ -81,7 +81,8 @@ const Kernels& select_kernels() {
   for (const Kernels* table : tables) {
     if (std::string_view(table->name) == wanted) return *table;
   }
-  fail(ErrorCode::invalid_argument, "LAPIDARY_CPU=", wanted, " is not an instruction set of this processor; choose one of: ", cpu_instruction_sets());
+  fail(ErrorCode::invalid_argument, "LAPIDARY_CPU=", wanted,
+       " is not an instruction set of this processor; choose one of: ", cpu_instruction_sets());
 }
 
 }  // namespace cpu

@@ -21,13 +21,13 @@ inline constexpr int64_t kLinearTokens = 64;
 
 // out[t, n] = x[t] · w[n] for t in [0, tokens).
 struct LinearTask {
-  const float* x;         // [tokens, k], rows x_stride floats apart
+  const float* x;  // [tokens, k], rows x_stride floats apart
   int64_t tokens, x_stride;
-  const void* weight;     // row n at n * row_bytes, `dtype`, unaligned
+  const void* weight;  // row n at n * row_bytes, `dtype`, unaligned
   int64_t row_bytes;
   DType dtype;
   int64_t k;
-  float* out;             // [tokens, ...], rows out_stride floats apart
+  float* out;  // [tokens, ...], rows out_stride floats apart
   int64_t out_stride;
 };
 
@@ -38,11 +38,11 @@ inline constexpr int64_t kPartitionKeys = 512;
 
 // Queries of `rows` consecutive tokens and of the `group` heads that share one KV head: query i is row i / group, head i % group.
 struct AttentionTile {
-  const float* q;             // first row, first head of the group; rows q_stride floats apart, heads head_dim apart
+  const float* q;  // first row, first head of the group; rows q_stride floats apart, heads head_dim apart
   int64_t q_stride;
   int64_t rows, group, head_dim;
-  int64_t first_pos;          // absolute position of row 0
-  void* const* pages;         // see KvView
+  int64_t first_pos;   // absolute position of row 0
+  void* const* pages;  // see KvView
   int64_t num_pages;
   bool kv_bf16;
   int64_t kv_head, num_kv_heads;

@@ -5,6 +5,8 @@
 // by key with one rounding each. Keys that are not visible are never part of any sum: their memory may hold anything.
 #pragma once
 
+#include "cpu/kernels_linear.h"
+
 namespace lapidary::cpu {
 namespace {
 
@@ -30,14 +32,19 @@ KeyRange visible_keys(const AttentionTile& tile, int64_t row, int64_t block) {
 // Scores of one query in a block -> their exponentials, in place; returns the factor that brings earlier sums to the new maximum.
 float softmax_block(float* scores, KeyRange keys, float scale, float softcap, float& maximum, float& sum) {
   V s[kBlockVectors], highest = set1(-kInfinity);
-  int begin[kBlockVectors], end[kBlockVectors];
   for (int j = 0; j < kBlockVectors; ++j) {
     const int64_t b = keys.begin - 16 * j, e = keys.end - 16 * j;
-    begin[j] = static_cast<int>(b < 0 ? 0 : b > 16 ? 16 : b);
-    end[j] = static_cast<int>(e < begin[j] ? begin[j] : e > 16 ? 16 : e);
     s[j] = mul(load(scores + 16 * j), set1(scale));
     if (softcap != 0) s[j] = capped(s[j], set1(softcap));
-    s[j] = keep_range(s[j], begin[j], end[j], set1(-kInfinity));
+    if (b > 0 || e < 16)
+      s[j] = keep_range(s[j],
+                        b < 0    ? 0
+                        : b > 16 ? 16
+                                 : static_cast<int>(b),
+                        e < 0    ? 0
+                        : e > 16 ? 16
+                                 : static_cast<int>(e),
+                        set1(-kInfinity));
     highest = max(highest, s[j]);
   }
   const float block_maximum = reduce_max(highest);
@@ -45,7 +52,7 @@ float softmax_block(float* scores, KeyRange keys, float scale, float softcap, fl
   const float rescale = exp1(maximum - now);
   V total = zero();
   for (int j = 0; j < kBlockVectors; ++j) {
-    const V p = keep_range(exp(sub(s[j], set1(now))), begin[j], end[j], zero());
+    const V p = exp(sub(s[j], set1(now)));  // exactly 0 where the score is -inf
     store(scores + 16 * j, p);
     total = add(total, p);
   }
@@ -56,7 +63,8 @@ float softmax_block(float* scores, KeyRange keys, float scale, float softcap, fl
 
 // out[q] += p[q][key] * value[key] for the keys in order; Q queries whose p are kBlockKeys apart and out out_stride.
 template <class W, int Q, int D>
-LAPIDARY_INLINE void add_columns(const float* p, const uint8_t* values, int64_t row_bytes, KeyRange keys, int64_t d, float* out, int64_t out_stride) {
+LAPIDARY_INLINE void add_columns(const float* p, const uint8_t* values, int64_t row_bytes, KeyRange keys, int64_t d, float* out,
+                                 int64_t out_stride) {
   V sums[Q][D];
   LAPIDARY_UNROLL for (int q = 0; q < Q; ++q) {
     LAPIDARY_UNROLL for (int j = 0; j < D; ++j) sums[q][j] = load(out + q * out_stride + d + 16 * j);
@@ -93,12 +101,17 @@ void add_values(const float* p, const uint8_t* values, int64_t head_dim, KeyRang
 
 template <class W>
 void add_values(int64_t queries, const float* p, const uint8_t* values, int64_t head_dim, KeyRange keys, float* out, int64_t out_stride) {
-  for (; queries >= 4; queries -= 4, p += 4 * kBlockKeys, out += 4 * out_stride) add_values<W, 4>(p, values, head_dim, keys, out, out_stride);
+  for (; queries >= 4; queries -= 4, p += 4 * kBlockKeys, out += 4 * out_stride)
+    add_values<W, 4>(p, values, head_dim, keys, out, out_stride);
   switch (queries) {
-    case 3: return add_values<W, 3>(p, values, head_dim, keys, out, out_stride);
-    case 2: return add_values<W, 2>(p, values, head_dim, keys, out, out_stride);
-    case 1: return add_values<W, 1>(p, values, head_dim, keys, out, out_stride);
-    default: return;
+    case 3:
+      return add_values<W, 3>(p, values, head_dim, keys, out, out_stride);
+    case 2:
+      return add_values<W, 2>(p, values, head_dim, keys, out, out_stride);
+    case 1:
+      return add_values<W, 1>(p, values, head_dim, keys, out, out_stride);
+    default:
+      return;
   }
 }
 
@@ -112,8 +125,10 @@ struct AttentionScratch {
 void score_block(const AttentionTile& tile, const uint8_t* keys, KeyRange all, const AttentionScratch& scratch) {
   const DType dtype = tile.kv_bf16 ? DType::bf16 : DType::f32;
   const int64_t row_bytes = tile.head_dim * (tile.kv_bf16 ? 2 : 4);
-  const LinearTask task{scratch.q, tile.rows * tile.group, tile.head_dim, keys, row_bytes, dtype, tile.head_dim, scratch.scores, kBlockKeys};
-  for (int64_t n = all.begin; n < all.end; n += kLinearRows) linear(task, n, n + kLinearRows < all.end ? n + kLinearRows : all.end, scratch.linear);
+  const LinearTask task{scratch.q, tile.rows * tile.group, tile.head_dim,  keys,      row_bytes,
+                        dtype,     tile.head_dim,          scratch.scores, kBlockKeys};
+  for (int64_t n = all.begin; n < all.end; n += kLinearRows)
+    linear(task, n, n + kLinearRows < all.end ? n + kLinearRows : all.end, scratch.linear);
 }
 
 template <class W>

@@ -1,6 +1,5 @@
 // The kernels for AVX2 with FMA and F16C; compiled with those flags.
-#include "cpu/simd_avx2.h"
-
+#define LAPIDARY_SIMD_HEADER "cpu/simd_avx2.h"
 #include "cpu/kernels_impl.h"
 
 namespace lapidary::cpu {

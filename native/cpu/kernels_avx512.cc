@@ -5,8 +5,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-#include "cpu/simd_avx512.h"
-
+#define LAPIDARY_SIMD_HEADER "cpu/simd_avx512.h"
 #include "cpu/kernels_impl.h"
 
 namespace lapidary::cpu {

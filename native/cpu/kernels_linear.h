@@ -5,6 +5,9 @@
 // many such sums are in flight, never their order.
 #pragma once
 
+#include "cpu/kernels_blocks.h"
+#include "cpu/kernels_math.h"
+
 namespace lapidary::cpu {
 namespace {
 
@@ -78,12 +81,25 @@ void widen_row(const uint8_t* src, int64_t n, float* dst) {
 void widen(DType dtype, const void* src, int64_t n, float* dst) {
   const uint8_t* row = static_cast<const uint8_t*>(src);
   switch (dtype) {
-    case DType::f32: std::memcpy(dst, src, static_cast<size_t>(n) * 4); return;
-    case DType::bf16: return widen_row<LoadBf16>(row, n, dst);
-    case DType::f16: return widen_row<LoadF16>(row, n, dst);
-    case DType::q8_0: return widen_row<LoadQ8_0>(row, n, dst);
-    case DType::q4_0: return widen_row<LoadQ4_0>(row, n, dst);
-    default: return dequantize_row(dtype, src, n, dst);
+    case DType::f32:
+      std::memcpy(dst, src, static_cast<size_t>(n) * 4);
+      return;
+    case DType::bf16:
+      return widen_row<LoadBf16>(row, n, dst);
+    case DType::f16:
+      return widen_row<LoadF16>(row, n, dst);
+    case DType::q8_0:
+      return widen_row<LoadQ8_0>(row, n, dst);
+    case DType::q4_0:
+      return widen_row<LoadQ4_0>(row, n, dst);
+    case DType::q4_k:
+      return widen_blocks<BlockQ4_K, widen_q4_k>(row, n, dst);
+    case DType::q5_k:
+      return widen_blocks<BlockQ5_K, widen_q5_k>(row, n, dst);
+    case DType::q6_k:
+      return widen_blocks<BlockQ6_K, widen_q6_k>(row, n, dst);
+    default:
+      return dequantize_row(dtype, src, n, dst);
   }
 }
 
@@ -116,9 +132,7 @@ LAPIDARY_INLINE void dot_tile(const float* x, int64_t x_stride, const uint8_t* w
 
 template <int T, int R>
 LAPIDARY_INLINE void clear(V (&sums)[T][R]) {
-  LAPIDARY_UNROLL for (int t = 0; t < T; ++t) {
-    LAPIDARY_UNROLL for (int r = 0; r < R; ++r) sums[t][r] = zero();
-  }
+  LAPIDARY_UNROLL for (int t = 0; t < T; ++t) { LAPIDARY_UNROLL for (int r = 0; r < R; ++r) sums[t][r] = zero(); }
 }
 
 // --- few tokens: weights go from memory to registers once, in their storage format ---------------------------------
@@ -127,7 +141,8 @@ template <class W, int T, int R>
 LAPIDARY_INLINE void direct_tile(const LinearTask& task, int64_t n) {
   V sums[T][R];
   clear(sums);
-  dot_tile<W, T, R, /*kAhead=*/true>(task.x, task.x_stride, static_cast<const uint8_t*>(task.weight) + n * task.row_bytes, task.row_bytes, task.k, sums);
+  dot_tile<W, T, R, /*kAhead=*/true>(task.x, task.x_stride, static_cast<const uint8_t*>(task.weight) + n * task.row_bytes, task.row_bytes,
+                                     task.k, sums);
   LAPIDARY_UNROLL for (int t = 0; t < T; ++t) reduce_add_to(sums[t], task.out + t * task.out_stride + n);
 }
 
@@ -144,10 +159,14 @@ constexpr int64_t kDirectTokens = 4;
 template <class W>
 void linear_direct(const LinearTask& task, int64_t n0, int64_t n1) {
   switch (task.tokens) {
-    case 1: return linear_direct<W, 1>(task, n0, n1);
-    case 2: return linear_direct<W, 2>(task, n0, n1);
-    case 3: return linear_direct<W, 3>(task, n0, n1);
-    default: return linear_direct<W, 4>(task, n0, n1);
+    case 1:
+      return linear_direct<W, 1>(task, n0, n1);
+    case 2:
+      return linear_direct<W, 2>(task, n0, n1);
+    case 3:
+      return linear_direct<W, 3>(task, n0, n1);
+    default:
+      return linear_direct<W, 4>(task, n0, n1);
   }
 }
 
@@ -163,10 +182,10 @@ int64_t pass_columns(int64_t k) {
 }
 
 struct Pass {
-  const float* panel;    // f32 [kTileRows, panel_stride]
+  const float* panel;  // f32 [kTileRows, panel_stride]
   int64_t panel_stride, columns;
   bool is_first, is_last;
-  int64_t rows;          // of the panel that exist
+  int64_t rows;  // of the panel that exist
 };
 
 template <int T>
@@ -180,7 +199,8 @@ LAPIDARY_NOINLINE void panel_tile(const float* x, int64_t x_stride, const Pass& 
       LAPIDARY_UNROLL for (int r = 0; r < R; ++r) sums[t][r] = load(waiting + (t * R + r) * 16);
     }
   }
-  dot_tile<LoadF32, T, R, /*kAhead=*/false>(x, x_stride, reinterpret_cast<const uint8_t*>(pass.panel), pass.panel_stride * 4, pass.columns, sums);
+  dot_tile<LoadF32, T, R, /*kAhead=*/false>(x, x_stride, reinterpret_cast<const uint8_t*>(pass.panel), pass.panel_stride * 4, pass.columns,
+                                            sums);
   if (!pass.is_last) {
     LAPIDARY_UNROLL for (int t = 0; t < T; ++t) {
       LAPIDARY_UNROLL for (int r = 0; r < R; ++r) store(waiting + (t * R + r) * 16, sums[t][r]);
@@ -202,10 +222,17 @@ void panel_tokens(const LinearTask& task, int64_t k0, const Pass& pass, float* w
     float* to = out + t * task.out_stride;
     float* sums = waiting + t * kTileRows * 16;
     switch (task.tokens - t < T ? task.tokens - t : T) {
-      case 1: panel_tile<1>(x, task.x_stride, pass, sums, to, task.out_stride); break;
-      case 2: panel_tile<2>(x, task.x_stride, pass, sums, to, task.out_stride); break;
-      case 3: panel_tile<kTileTokens < 3 ? kTileTokens : 3>(x, task.x_stride, pass, sums, to, task.out_stride); break;
-      default: panel_tile<kTileTokens>(x, task.x_stride, pass, sums, to, task.out_stride);
+      case 1:
+        panel_tile<1>(x, task.x_stride, pass, sums, to, task.out_stride);
+        break;
+      case 2:
+        panel_tile<2>(x, task.x_stride, pass, sums, to, task.out_stride);
+        break;
+      case 3:
+        panel_tile < kTileTokens<3 ? kTileTokens : 3>(x, task.x_stride, pass, sums, to, task.out_stride);
+        break;
+      default:
+        panel_tile<kTileTokens>(x, task.x_stride, pass, sums, to, task.out_stride);
     }
   }
 }
@@ -238,12 +265,18 @@ void linear_panels(const LinearTask& task, int64_t n0, int64_t n1, float* scratc
 void linear(const LinearTask& task, int64_t n0, int64_t n1, float* scratch) {
   if (task.tokens <= kDirectTokens) {
     switch (task.dtype) {
-      case DType::f32: return linear_direct<LoadF32>(task, n0, n1);
-      case DType::bf16: return linear_direct<LoadBf16>(task, n0, n1);
-      case DType::f16: return linear_direct<LoadF16>(task, n0, n1);
-      case DType::q8_0: return linear_direct<LoadQ8_0>(task, n0, n1);
-      case DType::q4_0: return linear_direct<LoadQ4_0>(task, n0, n1);
-      default: break;
+      case DType::f32:
+        return linear_direct<LoadF32>(task, n0, n1);
+      case DType::bf16:
+        return linear_direct<LoadBf16>(task, n0, n1);
+      case DType::f16:
+        return linear_direct<LoadF16>(task, n0, n1);
+      case DType::q8_0:
+        return linear_direct<LoadQ8_0>(task, n0, n1);
+      case DType::q4_0:
+        return linear_direct<LoadQ4_0>(task, n0, n1);
+      default:
+        break;
     }
   }
   linear_panels(task, n0, n1, scratch);

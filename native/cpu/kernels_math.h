@@ -1,6 +1,10 @@
 // Elementwise kernels, rms_norm, exp and tanh over V. Part of kernels_impl.h.
 #pragma once
 
+#include LAPIDARY_SIMD_HEADER
+
+#include "cpu/kernels.h"
+
 namespace lapidary::cpu {
 namespace {
 

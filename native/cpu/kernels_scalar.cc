@@ -1,6 +1,5 @@
 // The kernels in plain C++: the table that every processor can run.
-#include "cpu/simd_scalar.h"
-
+#define LAPIDARY_SIMD_HEADER "cpu/simd_scalar.h"
 #include "cpu/kernels_impl.h"
 
 namespace lapidary::cpu {

@@ -1,3 +1,4 @@
+// Per-thread buffers that only grow.
 #include "cpu/scratch.h"
 
 #include "tensor/tensor.h"

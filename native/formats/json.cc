@@ -209,7 +209,6 @@ bool JsonReader::next_element() {
   if (!first_) {
     if (c != ',') fail_here("expected ',' or ']'");
     ++at_;
-    if (take() == ']') fail_here("expected a value after ','");
   }
   first_ = false;
   return true;

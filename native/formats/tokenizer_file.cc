@@ -72,13 +72,20 @@ class TokenizerJson {
       AddedToken token;
       reader.begin_object();
       while (reader.next_key(key)) {
-        if (key == "id") token.id = reader.integer();
-        else if (key == "content") reader.string(token.content);
-        else if (key == "special") token.special = reader.boolean();
-        else if (key == "normalized") token.normalized = reader.boolean();
-        else if (key == "single_word") token.whole_word = reader.boolean();
-        else if (key == "lstrip" || key == "rstrip") token.strips = reader.boolean() || token.strips;
-        else reader.skip();
+        if (key == "id")
+          token.id = reader.integer();
+        else if (key == "content")
+          reader.string(token.content);
+        else if (key == "special")
+          token.special = reader.boolean();
+        else if (key == "normalized")
+          token.normalized = reader.boolean();
+        else if (key == "single_word")
+          token.whole_word = reader.boolean();
+        else if (key == "lstrip" || key == "rstrip")
+          token.strips = reader.boolean() || token.strips;
+        else
+          reader.skip();
       }
       expect(token.id >= 0, ErrorCode::bad_file, name_, ": added token '", token.content, "' has no id of its own");
       added_.push_back(std::move(token));
@@ -92,15 +99,22 @@ class TokenizerJson {
     bool saw_vocab = false, byte_fallback = false;
     reader.begin_object();
     while (reader.next_key(key)) {
-      if (key == "type") reader.string(type), expect_bpe(type);
-      else if (key == "vocab") read_vocab(reader), saw_vocab = true;
-      else if (key == "merges" && saw_vocab) read_merges(reader);
-      else if (key == "merges") merges_wait_ = true, reader.skip();
-      else if (key == "byte_fallback") byte_fallback = reader.boolean();
-      else if (key == "unk_token" && reader.peek() == JsonReader::Type::string) reader.string(unknown);
+      if (key == "type")
+        reader.string(type), expect_bpe(type);
+      else if (key == "vocab")
+        read_vocab(reader), saw_vocab = true;
+      else if (key == "merges" && saw_vocab)
+        read_merges(reader);
+      else if (key == "merges")
+        merges_wait_ = true, reader.skip();
+      else if (key == "byte_fallback")
+        byte_fallback = reader.boolean();
+      else if (key == "unk_token" && reader.peek() == JsonReader::Type::string)
+        reader.string(unknown);
       else if (key == "ignore_merges" || key == "dropout" || key == "continuing_subword_prefix" || key == "end_of_word_suffix")
         check_model_option(key, JsonValue::read(reader, name_));
-      else reader.skip();
+      else
+        reader.skip();
     }
     expect_bpe(type);
     expect(saw_vocab, ErrorCode::bad_file, name_, ": the model has no \"vocab\"");
@@ -135,7 +149,8 @@ class TokenizerJson {
     if (at >= pieces.size()) pieces.resize(at + 1);
     expect(pieces[at].empty(), ErrorCode::bad_file, name_, ": id ", id, " stands for both '", pieces[at], "' and '", piece, "'");
     pieces[at] = piece;
-    const int32_t holder = index_.insert(piece, static_cast<int32_t>(id), [&](int32_t i) { return std::string_view(pieces[static_cast<size_t>(i)]); });
+    const int32_t holder =
+        index_.insert(piece, static_cast<int32_t>(id), [&](int32_t i) { return std::string_view(pieces[static_cast<size_t>(i)]); });
     expect(holder == id, ErrorCode::bad_file, name_, ": piece '", piece, "' has two ids, ", holder, " and ", id);
   }
 
@@ -176,7 +191,8 @@ class TokenizerJson {
       return;
     }
     reader.begin_array();
-    const bool two = reader.next_element() && (reader.string(left), reader.next_element()) && (reader.string(right), !reader.next_element());
+    const bool two =
+        reader.next_element() && (reader.string(left), reader.next_element()) && (reader.string(right), !reader.next_element());
     expect(two, ErrorCode::bad_file, name_, ": merge ", number, " is not a pair");
   }
 
@@ -210,8 +226,10 @@ class TokenizerJson {
       }
       reader.begin_object();
       while (reader.next_key(member)) {
-        if (member == "merges") read_merges(reader);
-        else reader.skip();
+        if (member == "merges")
+          read_merges(reader);
+        else
+          reader.skip();
       }
     }
   }
@@ -228,7 +246,8 @@ class TokenizerJson {
 
   void check_normalizer(const JsonValue& value) {
     const JsonValue* list = value.find("normalizers");
-    const bool one = text_or_empty(value.find("type")) == "Sequence" && list && list->is(JsonValue::Type::array) && list->array().size() == 1;
+    const bool one =
+        text_or_empty(value.find("type")) == "Sequence" && list && list->is(JsonValue::Type::array) && list->array().size() == 1;
     if (!replaces_space(one ? list->array()[0] : value, " ", kSpacePiece)) refuse("a normalizer", value, "Replace ' ' by '\u2581'");
     saw_normalizer_ = true;
   }
@@ -280,14 +299,15 @@ class TokenizerJson {
     for (const AddedToken& token : added_) {
       check_added(token);
       const int32_t known = find(token.content);
-      if (known < 0) place(token.id, token.content);
+      if (known < 0)
+        place(token.id, token.content);
       else
         expect(known == token.id, ErrorCode::bad_file, name_, ": added token '", token.content, "' has id ", token.id,
                ", the vocabulary says ", known);
     }
     const auto gap = std::find_if(data_.pieces.begin(), data_.pieces.end(), [](const std::string& p) { return p.empty(); });
-    expect(gap == data_.pieces.end(), ErrorCode::bad_file, name_, ": no piece has id ", gap - data_.pieces.begin(), ", though ids go up to ",
-           data_.pieces.size() - 1, " (", model_pieces, " in the model's vocabulary)");
+    expect(gap == data_.pieces.end(), ErrorCode::bad_file, name_, ": no piece has id ", gap - data_.pieces.begin(),
+           ", though ids go up to ", data_.pieces.size() - 1, " (", model_pieces, " in the model's vocabulary)");
     expect(!data_.pieces.empty(), ErrorCode::bad_file, name_, ": the vocabulary is empty");
   }
 
@@ -344,12 +364,18 @@ void read_config(const std::string& path, const TokenizerJson& vocabulary, Token
   };
   reader.begin_object();
   while (reader.next_key(key)) {
-    if (key == "bos_token") assign(data.bos_id, true);
-    else if (key == "eos_token") assign(data.eos_id, true);
-    else if (key == "pad_token") assign(data.pad_id, false);
-    else if (key == "add_bos_token" && reader.peek() == JsonReader::Type::boolean) data.add_bos = reader.boolean();
-    else if (key == "chat_template") data.chat_template = template_text(JsonValue::read(reader, path), path);
-    else reader.skip();
+    if (key == "bos_token")
+      assign(data.bos_id, true);
+    else if (key == "eos_token")
+      assign(data.eos_id, true);
+    else if (key == "pad_token")
+      assign(data.pad_id, false);
+    else if (key == "add_bos_token" && reader.peek() == JsonReader::Type::boolean)
+      data.add_bos = reader.boolean();
+    else if (key == "chat_template")
+      data.chat_template = template_text(JsonValue::read(reader, path), path);
+    else
+      reader.skip();
   }
   reader.end();
 }
@@ -357,13 +383,9 @@ void read_config(const std::string& path, const TokenizerJson& vocabulary, Token
 }  // namespace
 
 bool is_control_name(std::string_view piece) {
-  constexpr std::array<std::string_view, 13> kNames = {
-      "<pad>",           "<eos>",         "<bos>",            "<unk>",          "<mask>",   "<2mass>",      "[@BOS@]",
-      "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>", "[multimodal]"};
-  if (std::find(kNames.begin(), kNames.end(), piece) != kNames.end()) return true;
-  constexpr std::string_view kUnused = "<unused";
-  return piece.size() > kUnused.size() + 1 && piece.starts_with(kUnused) && piece.ends_with('>') &&
-         piece.substr(kUnused.size()).find_first_not_of("0123456789") == piece.size() - kUnused.size() - 1;
+  constexpr std::array<std::string_view, 9> kNames = {"<pad>",         "<eos>",            "<bos>",          "<unk>",           "<start_of_turn>",
+                                                      "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"};
+  return std::find(kNames.begin(), kNames.end(), piece) != kNames.end();
 }
 
 int byte_of_piece(std::string_view piece) {
@@ -378,14 +400,16 @@ TokenizerData read_tokenizer_json(const std::string& folder_or_file) {
   const bool folder = is_directory(folder_or_file);
   const fs::path path = folder ? fs::path(folder_or_file) / "tokenizer.json" : fs::path(folder_or_file);
   expect(!folder || is_file(path.string()), ErrorCode::bad_file, folder_or_file, ": the folder has no tokenizer.json",
-         is_file((path.parent_path() / "tokenizer.model").string()) ? "; tokenizer.model alone is not read, save the fast tokenizer beside it"
-                                                                    : "");
+         is_file((path.parent_path() / "tokenizer.model").string())
+             ? "; tokenizer.model alone is not read, save the fast tokenizer beside it"
+             : "");
   const auto file = MappedFile::open(path.string());
   TokenizerJson vocabulary({reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()}, path.string());
   TokenizerData& data = vocabulary.read();
   const auto beside = [&](const char* name) { return (path.parent_path() / name).string(); };
   if (const std::string config = beside("tokenizer_config.json"); is_file(config)) read_config(config, vocabulary, data);
-  if (const std::string jinja = beside("chat_template.jinja"); is_file(jinja)) data.chat_template = read_text_file(jinja);
+  if (const std::string jinja = beside("chat_template.jinja"); is_file(jinja))
+    data.chat_template = read_text_file(jinja);
   else if (const std::string json = beside("chat_template.json"); data.chat_template.empty() && is_file(json)) {
     const JsonValue value = JsonValue::parse(read_text_file(json), json);
     if (const JsonValue* entry = value.find("chat_template")) data.chat_template = template_text(*entry, json);

@@ -23,14 +23,14 @@ struct TokenizerData {
   std::vector<float> scores;
   int32_t bos_id = -1, eos_id = -1, unk_id = -1, pad_id = -1;  // -1: none
   bool add_bos = true;
-  std::string chat_template;        // Jinja, empty when the file has none
-  std::string source;               // the file, named in errors
+  std::string chat_template;  // Jinja, empty when the file has none
+  std::string source;         // the file, named in errors
 };
 
 TokenizerData read_tokenizer_json(const std::string& folder_or_file);  // + tokenizer_config.json, chat_template.* beside it
 TokenizerData read_tokenizer_gguf(const GgufFile& file);
 
-// Pieces that steer the model (<bos>, turn and image markers, <unused7> ...): control whatever the file's flags say.
+// Pieces that steer every Gemma (<bos>, turn and image markers ...): control whatever the file's flags say. Others follow the flags.
 bool is_control_name(std::string_view piece);
 // 0..255 for a byte piece as "<0xE2>", else -1.
 int byte_of_piece(std::string_view piece);

@@ -18,9 +18,12 @@ std::vector<double> numbers(const GgufFile& file, const char* key, size_t count)
   const GgufValue* value = file.find(key);
   expect(value != nullptr, ErrorCode::bad_file, file.path(), ": has ", kTokens, " but no ", key);
   std::vector<double> out;
-  if (const auto* floats = std::get_if<std::vector<double>>(value)) out = *floats;
-  else if (const auto* integers = std::get_if<std::vector<int64_t>>(value)) out.assign(integers->begin(), integers->end());
-  else fail(ErrorCode::bad_file, file.path(), ": ", key, " is no array of numbers");
+  if (const auto* floats = std::get_if<std::vector<double>>(value))
+    out = *floats;
+  else if (const auto* integers = std::get_if<std::vector<int64_t>>(value))
+    out.assign(integers->begin(), integers->end());
+  else
+    fail(ErrorCode::bad_file, file.path(), ": ", key, " is no array of numbers");
   expect(out.size() == count, ErrorCode::bad_file, file.path(), ": ", key, " has ", out.size(), " entries, ", kTokens, " has ", count);
   return out;
 }
@@ -41,7 +44,8 @@ void check_settings(const GgufFile& file) {
          "'; only 'llama' (SentencePiece, which Gemma 2 and 3 use) is read");
   bool flag = false;
   for (const char* key : {"tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces"}) {
-    expect(!file.boolean(key, flag) || !flag, ErrorCode::unsupported, file.path(), ": ", key, " is true, which Gemma's vocabularies do not use");
+    expect(!file.boolean(key, flag) || !flag, ErrorCode::unsupported, file.path(), ": ", key,
+           " is true, which Gemma's vocabularies do not use");
   }
 }
 

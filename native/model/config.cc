@@ -304,7 +304,8 @@ ModelConfig config_from_json(const JsonValue& json, const JsonValue* generation,
   read_sizes(text, nested ? kSparse : kRequired, config);
   config.max_positions = text.integer("max_position_embeddings", 1, kMaxPositions, defaults.max_positions);
   config.query_scale = 1 / std::sqrt(text.number("query_pre_attn_scalar", 1e-6, kMaxNumber, 256));
-  config.attention_softcap = softcap(text, "attn_logit_softcapping", defaults.attention_softcap);
+  // Gemma 3 files carry the key, but no implementation of Gemma 3 caps attention scores.
+  config.attention_softcap = is_gemma2 ? softcap(text, "attn_logit_softcapping", defaults.attention_softcap) : 0;
   config.final_softcap = softcap(text, "final_logit_softcapping", defaults.final_softcap);
   config.qk_norm = !is_gemma2;
   config.norm_eps = text.number("rms_norm_eps", 0, 0.999, 1e-6);

@@ -151,7 +151,7 @@ ModelConfig config_from_gguf(const GgufFile& file) {
          ", values of ", value_length, " and ", rotated, " rotated dimensions; only equal sizes are supported");
 
   config.query_scale = query_scale(config, is_gemma2 ? 46 : 62);
-  config.attention_softcap = keys.positive_or_zero("attn_logit_softcapping", is_gemma2 ? 50 : 0);
+  config.attention_softcap = is_gemma2 ? keys.positive_or_zero("attn_logit_softcapping", 50) : 0;  // see config.cc
   config.final_softcap = keys.positive_or_zero("final_logit_softcapping", is_gemma2 ? 30 : 0);
   config.qk_norm = !is_gemma2;
   config.norm_eps = keys.number("attention.layer_norm_rms_epsilon", 1e-6);

@@ -63,20 +63,23 @@ void check_raw(std::span<const float> logits) {
   maximum(logits, bad);
   if (!bad) return;
   const auto at = std::find_if(logits.begin(), logits.end(), [](float x) { return !(x < kInfinity); });
-  fail(ErrorCode::internal, "the model's logit of token ", at - logits.begin(), " is ", *at, ": its weights or inputs are damaged, no token can be drawn");
+  fail(ErrorCode::internal, "the model's logit of token ", at - logits.begin(), " is ", *at,
+       ": its weights or inputs are damaged, no token can be drawn");
 }
 
 void check_request(std::span<const float> logits, const SampleRequest& request) {
   const int64_t vocab = static_cast<int64_t>(logits.size());
-  expect(vocab > 0 && request.settings, ErrorCode::invalid_argument, "sampling needs settings and at least one logit, got ", vocab, " logits");
+  expect(vocab > 0 && request.settings, ErrorCode::invalid_argument, "sampling needs settings and at least one logit, got ", vocab,
+         " logits");
   check_settings(*request.settings, vocab);
   const int64_t words = (vocab + 31) / 32;
-  expect(request.mask.empty() || static_cast<int64_t>(request.mask.size()) == words, ErrorCode::invalid_argument, "token mask has ", request.mask.size(),
-         " words, a vocabulary of ", vocab, " needs ", words);
+  expect(request.mask.empty() || static_cast<int64_t>(request.mask.size()) == words, ErrorCode::invalid_argument, "token mask has ",
+         request.mask.size(), " words, a vocabulary of ", vocab, " needs ", words);
   const int64_t history = static_cast<int64_t>(request.history.size());
-  expect(request.prompt_tokens >= 0 && request.prompt_tokens <= history, ErrorCode::invalid_argument, "prompt tokens ", request.prompt_tokens,
-         " must lie within the history of ", history);
-  for (int32_t id : request.history) expect(id >= 0 && id < vocab, ErrorCode::invalid_argument, "history holds token ", id, ", the vocabulary has ", vocab);
+  expect(request.prompt_tokens >= 0 && request.prompt_tokens <= history, ErrorCode::invalid_argument, "prompt tokens ",
+         request.prompt_tokens, " must lie within the history of ", history);
+  for (int32_t id : request.history)
+    expect(id >= 0 && id < vocab, ErrorCode::invalid_argument, "history holds token ", id, ", the vocabulary has ", vocab);
 }
 
 void penalize(std::span<float> z, const SampleRequest& request, std::vector<int32_t>& counts) {
@@ -185,15 +188,16 @@ Candidate last_below(std::span<Candidate> set, double above, double limit) {
 void keep_top_p(Scratch& s, float top_p) {
   constexpr int kBuckets = 2048;
   constexpr float kRange = 32;  // exp(-32) of the maximum and less share the last bucket
-  const auto bucket = [](float z) { return z <= -kRange ? kBuckets - 1 : std::min(kBuckets - 1, static_cast<int>(z * (-kBuckets / kRange))); };
+  const auto bucket = [](float z) {
+    return z <= -kRange ? kBuckets - 1 : std::min(kBuckets - 1, static_cast<int>(z * (-kBuckets / kRange)));
+  };
   std::array<double, kBuckets> mass{};
   for (const Candidate& c : s.candidates) mass[bucket(c.z)] += c.weight;
   double total = 0, above = 0;
   for (double m : mass) total += m;
   const double limit = static_cast<double>(top_p) * total;
   int at = 0;
-  while (at + 1 < kBuckets && above + mass[at] < limit) above += mass[at++];
-  while (at > 0 && mass[at] == 0) above -= mass[--at];
+  while (at + 1 < kBuckets && above + mass[at] < limit) above += mass[at++];  // ends at a bucket with mass: the sums are those of total
 
   s.boundary.clear();
   for (const Candidate& c : s.candidates)
@@ -213,7 +217,8 @@ const std::vector<Candidate>& filter(std::span<const float> logits, const Sample
     return s.candidates;
   }
   const bool some = settings.top_k > 0 && settings.top_k < static_cast<int64_t>(logits.size());
-  collect(s, top, some ? kth_largest(s.logits, static_cast<size_t>(settings.top_k), s.selection) : -kInfinity, settings.temperature, s.candidates);
+  collect(s, top, some ? kth_largest(s.logits, static_cast<size_t>(settings.top_k), s.selection) : -kInfinity, settings.temperature,
+          s.candidates);
   if (settings.top_p < 1) keep_top_p(s, settings.top_p);
   if (settings.min_p > 0) std::erase_if(s.candidates, [&](const Candidate& c) { return c.weight < settings.min_p; });
   return s.candidates;
@@ -277,7 +282,8 @@ void check_settings(const SamplingSettings& s, int64_t vocab) {
   check_range("frequencyPenalty", s.frequency_penalty, -kMost, kMost, "a finite number (0: off)");
   for (const auto& [id, bias] : s.logit_bias) {
     expect(id >= 0 && id < vocab, ErrorCode::invalid_argument, "logitBias names token ", id, ", the vocabulary has ", vocab);
-    expect(bias < kInfinity, ErrorCode::invalid_argument, "logitBias of token ", id, " is ", bias, ", must be finite, or -Infinity to exclude the token");
+    expect(bias < kInfinity, ErrorCode::invalid_argument, "logitBias of token ", id, " is ", bias,
+           ", must be finite, or -Infinity to exclude the token");
   }
 }
 

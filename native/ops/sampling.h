@@ -11,13 +11,13 @@
 namespace lapidary {
 
 struct SamplingSettings {
-  float temperature = 1;          // 0: greedy, the lowest id among equals
-  int64_t top_k = 0;              // 0: off
-  float top_p = 1;                // 1: off
-  float min_p = 0;                // 0: off
-  float repetition_penalty = 1;   // of tokens in the history: logit > 0 ? logit / p : logit * p
-  float presence_penalty = 0;     // subtracted once per token that was generated
-  float frequency_penalty = 0;    // subtracted per occurrence among generated tokens
+  float temperature = 1;                              // 0: greedy, the lowest id among equals
+  int64_t top_k = 0;                                  // 0: off
+  float top_p = 1;                                    // 1: off
+  float min_p = 0;                                    // 0: off
+  float repetition_penalty = 1;                       // of tokens in the history: logit > 0 ? logit / p : logit * p
+  float presence_penalty = 0;                         // subtracted once per token that was generated
+  float frequency_penalty = 0;                        // subtracted per occurrence among generated tokens
   std::vector<std::pair<int32_t, float>> logit_bias;  // added to the raw logit
 };
 
@@ -26,23 +26,23 @@ void check_settings(const SamplingSettings& settings, int64_t vocab);
 
 struct SampleRequest {
   const SamplingSettings* settings = nullptr;
-  std::span<const int32_t> history;     // prompt and generated tokens, for the repetition penalty
-  int64_t prompt_tokens = 0;            // history[prompt_tokens..] are the generated ones, for presence and frequency
-  std::span<const uint32_t> mask;       // bit i of word i / 32 set: token i allowed; empty: all allowed
+  std::span<const int32_t> history;  // prompt and generated tokens, for the repetition penalty
+  int64_t prompt_tokens = 0;         // history[prompt_tokens..] are the generated ones, for presence and frequency
+  std::span<const uint32_t> mask;    // bit i of word i / 32 set: token i allowed; empty: all allowed
   uint64_t seed = 0;
-  uint64_t counter = 0;                 // position of the draw: the same (seed, counter) gives the same uniform number
-  int32_t top_logprobs = -1;            // -1: none wanted; n >= 0: the chosen token's and the n likeliest
+  uint64_t counter = 0;       // position of the draw: the same (seed, counter) gives the same uniform number
+  int32_t top_logprobs = -1;  // -1: none wanted; n >= 0: the chosen token's and the n likeliest
 };
 
 struct TokenLogprob {
   int32_t id;
-  float logprob;                        // of softmax over the raw logits (soft-cap included, no settings applied)
+  float logprob;  // of softmax over the raw logits (soft-cap included, no settings applied)
 };
 
 struct SampleResult {
   int32_t id = -1;
-  float logprob = 0;                    // set when top_logprobs >= 0
-  std::vector<TokenLogprob> top;        // descending
+  float logprob = 0;              // set when top_logprobs >= 0
+  std::vector<TokenLogprob> top;  // descending
 };
 
 // The distribution that sample_token draws from: out [vocab] sums to 1. Greedy settings give all mass to one token.

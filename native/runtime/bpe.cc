@@ -55,8 +55,10 @@ void Bpe::finish(Scratch& scratch, std::vector<int32_t>& out) const {
     for (const int32_t symbol : scratch.symbols) emit_resegmented(symbol, scratch, out);
     return;
   }
-  if (scratch.symbols.size() <= kFewSymbols) merge_few(scratch);
-  else merge_many(scratch);
+  if (scratch.symbols.size() <= kFewSymbols)
+    merge_few(scratch);
+  else
+    merge_many(scratch);
   for (const int32_t symbol : scratch.symbols) emit(symbol, out);
 }
 

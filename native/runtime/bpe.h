@@ -90,15 +90,15 @@ class Bpe {
 
   int32_t stand_ins_ = 0, fixed_ = 0;  // the first symbol of each kind
   bool whole_text_ = false, resegment_ = false;
-  std::vector<bool> unused_;                     // by symbol of a piece; empty unless resegment_
-  std::vector<uint32_t> stand_in_characters_;    // by symbol - stand_ins_
-  std::array<int32_t, 256> bytes_;               // ids of the byte pieces, -1 where none is needed
+  std::vector<bool> unused_;                   // by symbol of a piece; empty unless resegment_
+  std::vector<uint32_t> stand_in_characters_;  // by symbol - stand_ins_
+  std::array<int32_t, 256> bytes_;             // ids of the byte pieces, -1 where none is needed
   std::array<int32_t, 128> ascii_ids_;
-  std::vector<uint16_t> character_pages_;        // code point / 256 -> page, 0 for none
-  std::vector<int32_t> characters_;              // [page][256] -> symbol or -1
-  std::vector<Pair> table_;                      // open addressing
+  std::vector<uint16_t> character_pages_;  // code point / 256 -> page, 0 for none
+  std::vector<int32_t> characters_;        // [page][256] -> symbol or -1
+  std::vector<Pair> table_;                // open addressing
   std::array<bool, 128 * 128> ascii_joins_{};
-  std::vector<uint64_t> join_bits_;              // hashed pairs of characters; may say true too often, never false
+  std::vector<uint64_t> join_bits_;  // hashed pairs of characters; may say true too often, never false
 };
 
 }  // namespace lapidary

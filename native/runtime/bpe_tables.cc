@@ -31,8 +31,8 @@ Bpe::Bpe(const PieceTable& pieces, const TokenizerData& data)
   fixed_ = stand_ins_ + static_cast<int32_t>(stand_in_characters_.size());
   for (int b = 0; b < 256; ++b) {
     const bool needed = b >= 128 || character(static_cast<uint32_t>(b)) < 0 || character(static_cast<uint32_t>(b)) >= stand_ins_;
-    expect(bytes_[static_cast<size_t>(b)] >= 0 || !needed, ErrorCode::unsupported, data.source, ": the vocabulary has no piece for byte ", b,
-           "; Gemma's have '<0x00>' to '<0xFF>'");
+    expect(bytes_[static_cast<size_t>(b)] >= 0 || !needed, ErrorCode::unsupported, data.source, ": the vocabulary has no piece for byte ",
+           b, "; Gemma's have '<0x00>' to '<0xFF>'");
   }
   for (uint32_t c = 0; c < 128; ++c) {
     const int32_t symbol = character(c == ' ' ? 0x2581 : c);
@@ -77,8 +77,8 @@ std::vector<Bpe::Pair> Bpe::ranked_pairs(const PieceTable& pieces, const Tokeniz
   const auto is_joined = [&](int32_t id) { return id >= 0 && id < pieces.size() && pieces.text(id) == joined; };
   for (size_t rank = 0; rank < data.merges.size(); ++rank) {
     const auto [left, right] = data.merges[rank];
-    expect(std::min(left, right) >= 0 && std::max(left, right) < pieces.size(), ErrorCode::bad_file, data.source, ": merge ", rank, " is of ids ",
-           left, " and ", right, ", the vocabulary has ", pieces.size(), " pieces");
+    expect(std::min(left, right) >= 0 && std::max(left, right) < pieces.size(), ErrorCode::bad_file, data.source, ": merge ", rank,
+           " is of ids ", left, " and ", right, ", the vocabulary has ", pieces.size(), " pieces");
     joined.assign(pieces.text(left)).append(pieces.text(right));
     if (!is_joined(product)) product = is_joined(product + 1) ? product + 1 : pieces.find(joined);
     expect(product >= 0, ErrorCode::bad_file, data.source, ": merge ", rank, " joins '", pieces.text(left), "' and '", pieces.text(right),

@@ -15,7 +15,10 @@ namespace {
 class EngineImpl final : public Engine {
  public:
   EngineImpl(std::shared_ptr<EngineCore> core, std::shared_ptr<EngineLoop> loop, bool has_tokenizer)
-      : core_(std::move(core)), has_tokenizer_(has_tokenizer), thread_([loop = std::move(loop)] { loop->main(); }), thread_id_(thread_.get_id()) {}
+      : core_(std::move(core)),
+        has_tokenizer_(has_tokenizer),
+        thread_([loop = std::move(loop)] { loop->main(); }),
+        thread_id_(thread_.get_id()) {}
 
   // On the engine thread itself (an observer held the last reference) the thread cannot be joined: it owns all it needs and ends alone.
   ~EngineImpl() override {
@@ -58,7 +61,8 @@ class EngineImpl final : public Engine {
 void EngineImpl::check_ids(const char* what, std::span<const int32_t> ids) const {
   const int64_t vocab = core_->config.vocab;
   for (size_t i = 0; i < ids.size(); ++i) {
-    expect(ids[i] >= 0 && ids[i] < vocab, ErrorCode::invalid_argument, what, " ", i, " is id ", ids[i], ", the vocabulary has ", vocab, " (0 to ", vocab - 1, ")");
+    expect(ids[i] >= 0 && ids[i] < vocab, ErrorCode::invalid_argument, what, " ", i, " is id ", ids[i], ", the vocabulary has ", vocab,
+           " (0 to ", vocab - 1, ")");
   }
 }
 
@@ -70,10 +74,11 @@ void EngineImpl::check(const RunRequest& r) const {
   expect(!scores || !r.sequence, ErrorCode::invalid_argument, "logits and hidden states are computed on a sequence of their own");
   check_settings(r.sampling, core_->config.vocab);
   expect(r.max_tokens >= -1, ErrorCode::invalid_argument, "max tokens is ", r.max_tokens, ", must be 0 or more, or -1 for no limit");
-  expect(r.top_logprobs >= -1 && r.top_logprobs <= core_->config.vocab, ErrorCode::invalid_argument, "top logprobs is ", r.top_logprobs, ", must be from 0 to ",
-         core_->config.vocab, ", or -1 for none");
+  expect(r.top_logprobs >= -1 && r.top_logprobs <= core_->config.vocab, ErrorCode::invalid_argument, "top logprobs is ", r.top_logprobs,
+         ", must be from 0 to ", core_->config.vocab, ", or -1 for none");
   check_ids("stop token", r.stop_ids);
-  expect(r.stop_strings.empty() || has_tokenizer_, ErrorCode::invalid_argument, "stop strings need a tokenizer, the model was loaded without one");
+  expect(r.stop_strings.empty() || has_tokenizer_, ErrorCode::invalid_argument,
+         "stop strings need a tokenizer, the model was loaded without one");
   for (const std::string& stop : r.stop_strings) expect(!stop.empty(), ErrorCode::invalid_argument, "a stop string is empty: leave it out");
 }
 
@@ -109,8 +114,8 @@ std::shared_ptr<Run> EngineImpl::submit(RunRequest request) {
 
 }  // namespace
 
-std::unique_ptr<Engine> Engine::start(std::shared_ptr<Backend> backend, std::shared_ptr<const ModelWeights> weights, std::shared_ptr<const Tokenizer> tokenizer,
-                                      const EngineOptions& options) {
+std::unique_ptr<Engine> Engine::start(std::shared_ptr<Backend> backend, std::shared_ptr<const ModelWeights> weights,
+                                      std::shared_ptr<const Tokenizer> tokenizer, const EngineOptions& options) {
   const EngineOptions complete = complete_options(weights->config, options);
   const bool has_tokenizer = tokenizer != nullptr;
   auto core = std::make_shared<EngineCore>(backend, *weights, complete);

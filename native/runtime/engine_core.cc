@@ -1,3 +1,4 @@
+// Completed options, the memory estimate they give, the model fingerprint, and the end of shared state.
 #include "runtime/engine_core.h"
 
 #include <algorithm>
@@ -42,7 +43,8 @@ EngineOptions complete_options(const ModelConfig& config, const EngineOptions& o
   check("KV limit", o.kv_limit_bytes, 0);
   check("prefix cache", o.prefix_cache, 0);
   check("unread tokens", o.unread_tokens, 1);
-  expect(o.context <= config.max_positions, ErrorCode::invalid_argument, "context of ", o.context, " tokens: the model was made for at most ", config.max_positions);
+  expect(o.context <= config.max_positions, ErrorCode::invalid_argument, "context of ", o.context,
+         " tokens: the model was made for at most ", config.max_positions);
   if (o.context == 0) o.context = config.max_positions;
   o.prefill_chunk = std::min(o.prefill_chunk, o.context);
   o.max_batch_tokens = std::max(o.max_batch_tokens, o.prefill_chunk);
@@ -57,9 +59,10 @@ int64_t step_logit_rows(const ModelConfig& config, const EngineOptions& complete
 std::string model_fingerprint(Backend& backend, const ModelWeights& weights) {
   const ModelConfig& c = weights.config;
   std::ostringstream text;
-  text << c.num_layers << ' ' << c.hidden << ' ' << c.ffn << ' ' << c.vocab << ' ' << c.num_heads << ' ' << c.num_kv_heads << ' ' << c.head_dim << ' '
-       << c.query_scale << ' ' << c.attention_softcap << ' ' << c.final_softcap << ' ' << c.qk_norm;
-  for (const LayerConfig& l : c.layers) text << ' ' << l.window << ':' << c.ropes[static_cast<size_t>(l.rope)].base << '/' << c.ropes[static_cast<size_t>(l.rope)].factor;
+  text << c.num_layers << ' ' << c.hidden << ' ' << c.ffn << ' ' << c.vocab << ' ' << c.num_heads << ' ' << c.num_kv_heads << ' '
+       << c.head_dim << ' ' << c.query_scale << ' ' << c.attention_softcap << ' ' << c.final_softcap << ' ' << c.qk_norm;
+  for (const LayerConfig& l : c.layers)
+    text << ' ' << l.window << ':' << c.ropes[static_cast<size_t>(l.rope)].base << '/' << c.ropes[static_cast<size_t>(l.rope)].factor;
   uint64_t hash = 0xcbf29ce484222325u;
   hash = hash_ends(backend, weights.embedding.weight, hash);
   hash = hash_ends(backend, weights.final_norm.weight, hash);
@@ -72,7 +75,8 @@ EngineCore::EngineCore(std::shared_ptr<Backend> backend, const ModelWeights& wei
       options(complete),
       fingerprint(model_fingerprint(*backend, weights)),
       weight_bytes(weights.file_bytes),
-      scratch_bytes(StepScratch::bytes(weights.config, complete.precision, complete.max_batch_tokens, step_logit_rows(weights.config, complete))),
+      scratch_bytes(
+          StepScratch::bytes(weights.config, complete.precision, complete.max_batch_tokens, step_logit_rows(weights.config, complete))),
       pool(std::make_unique<PagePool>(*backend, config, kv_dtype(complete.precision), complete.kv_limit_bytes)),
       backend_(std::move(backend)) {}
 

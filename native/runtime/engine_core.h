@@ -52,9 +52,9 @@ struct EngineCore {
   // --- guarded by `inbox`
   std::mutex inbox;
   std::condition_variable news;
-  bool signalled = false;                       // some run has something to tell
+  bool signalled = false;  // some run has something to tell
   std::vector<std::shared_ptr<RunImpl>> incoming;
-  std::atomic<bool> closing{false};             // set under the lock, read anywhere
+  std::atomic<bool> closing{false};  // set under the lock, read anywhere
   void signal();
   void request_close();
 

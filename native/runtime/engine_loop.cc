@@ -1,3 +1,4 @@
+// The step loop, read top to bottom: wait, sweep, admit, plan, reserve, forward, draw.
 #include "runtime/engine_loop.h"
 
 #include <algorithm>

@@ -38,16 +38,16 @@ class EngineLoop {
     std::vector<Part> parts;
     std::vector<int32_t> ids, positions, logit_rows;
     std::vector<StepSpan> spans;
-    int64_t draws = 0;       // the first logit rows
+    int64_t draws = 0;  // the first logit rows
   };
 
-  bool wait_for_news();      // false: closing
+  bool wait_for_news();  // false: closing
   void admit();
   void start(const RunPtr& run);
   void sweep_aborted();
   void finish_all();
 
-  bool step();               // false: nothing can go on
+  bool step();  // false: nothing can go on
   std::vector<Share> plan();
   Step assemble(std::span<const Share> shares);
   bool compute(Step& step);  // false: the step came to nothing
@@ -65,10 +65,10 @@ class EngineLoop {
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::unique_ptr<StepScratch> scratch_;
   PrefixCache prefixes_;
-  std::deque<RunPtr> queue_;      // accepted, not yet begun
+  std::deque<RunPtr> queue_;  // accepted, not yet begun
   std::vector<RunPtr> running_;
   uint64_t steps_ = 0;
-  bool busy_ = false;             // the last step did something: look again without waiting
+  bool busy_ = false;  // the last step did something: look again without waiting
 };
 
 }  // namespace lapidary

@@ -1,3 +1,4 @@
+// Pages and tables: taking, sharing, copying on write, going back, and moving contents to and from host memory.
 #include "runtime/kv_cache.h"
 
 #include <algorithm>
@@ -20,13 +21,17 @@ Tensor page_tensor(const Buffer& buffer, int64_t bytes) { return buffer.tensor(D
 // --- PagePool ---------------------------------------------------------------------------------------------------------
 
 PagePool::PagePool(Backend& backend, const ModelConfig& config, DType kv_dtype, int64_t limit_bytes)
-    : backend_(backend), dtype_(kv_dtype), page_bytes_(bytes_of_page(config, kv_dtype)), limit_bytes_(limit_bytes), zeros_(static_cast<size_t>(page_bytes_)) {}
+    : backend_(backend),
+      dtype_(kv_dtype),
+      page_bytes_(bytes_of_page(config, kv_dtype)),
+      limit_bytes_(limit_bytes),
+      zeros_(static_cast<size_t>(page_bytes_)) {}
 
 PagePool::~PagePool() = default;
 
 PagePool::Page* PagePool::take() {
-  expect(limit_bytes_ == 0 || used_bytes() + page_bytes_ <= limit_bytes_, ErrorCode::out_of_memory, "the KV cache holds ", used_bytes(), " of its limit of ",
-         limit_bytes_, " bytes and needs ", page_bytes_, " more: raise the limit, or end other sequences");
+  expect(limit_bytes_ == 0 || used_bytes() + page_bytes_ <= limit_bytes_, ErrorCode::out_of_memory, "the KV cache holds ", used_bytes(),
+         " of its limit of ", limit_bytes_, " bytes and needs ", page_bytes_, " more: raise the limit, or end other sequences");
   if (free_.empty()) {
     auto page = std::make_unique<Page>();
     page->buffer = backend_.allocate(static_cast<size_t>(page_bytes_));
@@ -163,7 +168,8 @@ void KvCache::rewind(int64_t length) {
     length_ = high_water_ = 0;
     return release_all();
   }
-  expect(length >= rewind_limit(), ErrorCode::invalid_argument, "rewind to ", length, ", but local layers remember no further back than ", rewind_limit());
+  expect(length >= rewind_limit(), ErrorCode::invalid_argument, "rewind to ", length, ", but local layers remember no further back than ",
+         rewind_limit());
   length_ = length;
   const size_t kept = static_cast<size_t>(pages_for(length));
   bool wrapped = false;
@@ -199,7 +205,8 @@ std::unique_ptr<KvCache> KvCache::fork() const {
 
 int64_t KvCache::bytes() const {
   int64_t pages = 0;
-  for (const Layer& layer : layers_) pages += static_cast<int64_t>(layer.pages.size()) - std::count(layer.pages.begin(), layer.pages.end(), nullptr);
+  for (const Layer& layer : layers_)
+    pages += static_cast<int64_t>(layer.pages.size()) - std::count(layer.pages.begin(), layer.pages.end(), nullptr);
   return pages * pool_.page_bytes();
 }
 

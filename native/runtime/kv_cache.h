@@ -25,7 +25,7 @@ class PagePool {
     Buffer buffer;
     int32_t users = 0;
   };
-  Page* take();              // zeroed, one user; Error(out_of_memory) when the limit is reached, with the numbers
+  Page* take();  // zeroed, one user; Error(out_of_memory) when the limit is reached, with the numbers
   void share(Page* page) { ++page->users; }
   void release(Page* page);  // back to the free list with the last user
   void copy(const Page& from, Page& to);
@@ -35,7 +35,7 @@ class PagePool {
   int64_t used_bytes() const { return used_pages_ * page_bytes_; }
   int64_t limit_bytes() const { return limit_bytes_; }
   int64_t free_bytes() const { return static_cast<int64_t>(free_.size()) * page_bytes_; }
-  void trim();               // frees the free list
+  void trim();  // frees the free list
   Backend& backend() { return backend_; }
 
  private:
@@ -67,7 +67,7 @@ class KvCache {
 
   // The shortest length this cache can go back to: rings forget. Every length from here to length() is possible, and 0 always.
   int64_t rewind_limit() const;
-  void rewind(int64_t length);           // Error(invalid_argument) below the limit
+  void rewind(int64_t length);            // Error(invalid_argument) below the limit
   std::unique_ptr<KvCache> fork() const;  // shares every page
   int64_t bytes() const;                  // of the pages held, shared ones included
 
@@ -79,7 +79,7 @@ class KvCache {
   // caches made for other chunks can exchange them.
   int64_t first_retained(int64_t layer) const;
   void export_layer(int64_t layer, std::byte* k, std::byte* v) const;
-  void import_begin(int64_t length);      // an empty cache; pages for the retained positions
+  void import_begin(int64_t length);  // an empty cache; pages for the retained positions
   void import_layer(int64_t layer, const std::byte* k, const std::byte* v);
 
  private:
@@ -97,7 +97,7 @@ class KvCache {
   PagePool& pool_;
   const ModelConfig& config_;
   int64_t chunk_ = 0, length_ = 0;
-  int64_t high_water_ = 0;                // end of all that was ever written: a ring holds [high_water - capacity, high_water)
+  int64_t high_water_ = 0;  // end of all that was ever written: a ring holds [high_water - capacity, high_water)
   std::vector<Layer> layers_;
   std::vector<KvView> views_;
 };

@@ -20,7 +20,8 @@ PieceTable::PieceTable(const TokenizerData& data) : types_(data.types), index_(d
   std::vector<uint32_t> hashes(n);
   for (size_t i = 0; i < n; ++i) {
     const std::string& piece = data.pieces[i];
-    expect(!piece.empty() && utf8_valid(piece), ErrorCode::bad_file, data.source, ": piece ", i, piece.empty() ? " is empty" : " is not valid UTF-8");
+    expect(!piece.empty() && utf8_valid(piece), ErrorCode::bad_file, data.source, ": piece ", i,
+           piece.empty() ? " is empty" : " is not valid UTF-8");
     expect(types_[i] != PieceType::byte || byte_of_piece(piece) >= 0, ErrorCode::bad_file, data.source, ": byte piece ", i, " is '", piece,
            "', not of the form '<0x41>'");
     arena_ += piece;

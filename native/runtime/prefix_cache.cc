@@ -1,3 +1,4 @@
+// The kept sequences, by comparing tokens.
 #include "runtime/prefix_cache.h"
 
 #include <algorithm>

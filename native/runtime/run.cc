@@ -1,3 +1,4 @@
+// What becomes of drawn tokens, and the words to the observer.
 #include "runtime/run.h"
 
 #include <algorithm>
@@ -17,10 +18,14 @@ double milliseconds(RunImpl::Clock::time_point from, RunImpl::Clock::time_point 
 
 const char* finish_reason_name(FinishReason reason) {
   switch (reason) {
-    case FinishReason::stop: return "stop";
-    case FinishReason::length: return "length";
-    case FinishReason::stop_sequence: return "stop-sequence";
-    case FinishReason::aborted: return "aborted";
+    case FinishReason::stop:
+      return "stop";
+    case FinishReason::length:
+      return "length";
+    case FinishReason::stop_sequence:
+      return "stop-sequence";
+    case FinishReason::aborted:
+      return "aborted";
   }
   return "aborted";
 }
@@ -44,8 +49,8 @@ void RunImpl::acknowledge(int64_t tokens) {
 
 void RunImpl::provide_mask(std::vector<uint32_t> bits) {
   const size_t words = static_cast<size_t>((core_->config.vocab + 31) / 32);
-  expect(bits.empty() || bits.size() == words, ErrorCode::invalid_argument, "token mask has ", bits.size(), " words, a vocabulary of ", core_->config.vocab,
-         " needs ", words);
+  expect(bits.empty() || bits.size() == words, ErrorCode::invalid_argument, "token mask has ", bits.size(), " words, a vocabulary of ",
+         core_->config.vocab, " needs ", words);
   {
     const std::lock_guard lock(core_->inbox);
     mask_offered_ = true;

@@ -38,7 +38,7 @@ class RunImpl final : public Run {
   bool decoding() const { return generated_ > 0; }
   bool draws() const { return !scores() && limit_ > 0; }
   bool paused() const;
-  bool waiting();                     // for a mask; takes one that has come
+  bool waiting();  // for a mask; takes one that has come
   SampleRequest sample_request() const;
   std::vector<std::vector<float>>& score_rows() { return score_rows_; }
 
@@ -47,10 +47,10 @@ class RunImpl final : public Run {
   // The prompt is computed and nothing is to be drawn: score rows or an empty generation.
   void complete();
   // The last word to the observer, one of the two. The sequence is free by then; both are let go of, whoever keeps the run.
-  void finish();                      // as accept() or complete() decided, else aborted
+  void finish();  // as accept() or complete() decided, else aborted
   void fail(std::exception_ptr error);
 
-  uint64_t last_served = 0;           // the scheduler's
+  uint64_t last_served = 0;  // the scheduler's
 
  private:
   struct Text {
@@ -77,10 +77,10 @@ class RunImpl final : public Run {
 
   std::atomic<bool> aborted_{false};
   std::atomic<int64_t> acknowledged_{0};
-  bool mask_offered_ = false;          // these two under core_->inbox
+  bool mask_offered_ = false;  // these two under core_->inbox
   std::vector<uint32_t> offered_mask_;
 
-  std::optional<Text> text_;           // no tokenizer, no text
+  std::optional<Text> text_;  // no tokenizer, no text
   std::vector<uint32_t> mask_;
   bool waiting_ = false;
   int64_t generated_ = 0, limit_ = 0;  // tokens drawn and told; the most there may be

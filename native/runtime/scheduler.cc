@@ -1,3 +1,4 @@
+// The plan of one step, as numbers.
 #include "runtime/scheduler.h"
 
 #include <algorithm>

@@ -10,24 +10,24 @@ namespace lapidary {
 
 // What the plan needs to know of one run.
 struct RunState {
-  int64_t rows_left = 0;       // tokens not yet in its cache; 0: nothing to do
-  bool decoding = false;       // its prompt is done: rows_left is the one token drawn last
-  bool samples = true;         // a token is drawn after the last row, which takes one logit row
-  bool every_row = false;      // wants the logits of all its rows instead
-  bool alone = false;          // shares a step with nobody (hidden states)
-  bool paused = false;         // nobody reads its tokens: no rows
-  bool waiting = false;        // its next token cannot be drawn yet (mask): no last row
-  uint64_t last_served = 0;    // number of the last step that had rows of it; 0: none yet
+  int64_t rows_left = 0;     // tokens not yet in its cache; 0: nothing to do
+  bool decoding = false;     // its prompt is done: rows_left is the one token drawn last
+  bool samples = true;       // a token is drawn after the last row, which takes one logit row
+  bool every_row = false;    // wants the logits of all its rows instead
+  bool alone = false;        // shares a step with nobody (hidden states)
+  bool paused = false;       // nobody reads its tokens: no rows
+  bool waiting = false;      // its next token cannot be drawn yet (mask): no last row
+  uint64_t last_served = 0;  // number of the last step that had rows of it; 0: none yet
 };
 
 struct StepLimits {
-  int64_t rows = 0;            // of the step
-  int64_t chunk = 0;           // of one run in one step
-  int64_t logit_rows = 0;      // of the step
+  int64_t rows = 0;        // of the step
+  int64_t chunk = 0;       // of one run in one step
+  int64_t logit_rows = 0;  // of the step
 };
 
 struct Share {
-  size_t run = 0;              // index into the states
+  size_t run = 0;  // index into the states
   int64_t rows = 0;
 };
 

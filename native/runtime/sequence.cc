@@ -1,3 +1,4 @@
+// Every operation of a sequence under the core's memory lock.
 #include "runtime/sequence.h"
 
 #include <algorithm>
@@ -103,8 +104,8 @@ void SequenceImpl::claim(int64_t prompt) {
   const std::lock_guard lock(core_->memory);
   check_idle();
   const int64_t size = static_cast<int64_t>(tokens_.size()), context = core_->options.context;
-  expect(size + prompt <= context, ErrorCode::invalid_argument, "prompt of ", prompt, " tokens after ", size, " in the sequence, the context holds ", context,
-         ": shorten the prompt, or load the model with a larger context");
+  expect(size + prompt <= context, ErrorCode::invalid_argument, "prompt of ", prompt, " tokens after ", size,
+         " in the sequence, the context holds ", context, ": shorten the prompt, or load the model with a larger context");
   busy_ = true;
   prompt_begin_ = prompt_end_ = size;
 }
@@ -134,7 +135,8 @@ void SequenceImpl::push(int32_t token) {
 
 void SequenceImpl::end_run() {
   const std::lock_guard lock(core_->memory);
-  if (cached() < prompt_end_) tokens_.resize(static_cast<size_t>(std::clamp(cached(), prompt_begin_, static_cast<int64_t>(tokens_.size()))));
+  if (cached() < prompt_end_)
+    tokens_.resize(static_cast<size_t>(std::clamp(cached(), prompt_begin_, static_cast<int64_t>(tokens_.size()))));
   busy_ = false;
 }
 

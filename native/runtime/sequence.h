@@ -44,14 +44,14 @@ class SequenceImpl final : public Sequence {
   int64_t cached() const { return cache_ ? cache_->length() : 0; }
   int64_t prompt_end() const { return prompt_end_; }
 
-  void drop_cache();           // with the lock held, when the engine shuts
+  void drop_cache();  // with the lock held, when the engine shuts
 
  private:
-  void check_idle() const;     // with the lock held
+  void check_idle() const;  // with the lock held
 
   const std::shared_ptr<EngineCore> core_;
-  std::vector<int32_t> tokens_;      // the last one generated is not in the cache: the next run feeds it first
-  std::unique_ptr<KvCache> cache_;   // null: nothing cached
+  std::vector<int32_t> tokens_;     // the last one generated is not in the cache: the next run feeds it first
+  std::unique_ptr<KvCache> cache_;  // null: nothing cached
   bool busy_ = false;
   int64_t prompt_begin_ = 0, prompt_end_ = 0;  // of the last run's prompt within tokens_
 };

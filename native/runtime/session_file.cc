@@ -1,3 +1,4 @@
+// Writing a conversation, and reading one back from a file that is not trusted in anything.
 #include "runtime/session_file.h"
 
 #include <algorithm>
@@ -40,7 +41,8 @@ uint64_t checksum(uint64_t hash, const void* data, int64_t bytes) {
 }
 
 std::string image_checksum(const SessionImage& image) {
-  uint64_t hash = checksum(static_cast<uint64_t>(image.cached), image.tokens.data(), static_cast<int64_t>(image.tokens.size() * sizeof(int32_t)));
+  uint64_t hash =
+      checksum(static_cast<uint64_t>(image.cached), image.tokens.data(), static_cast<int64_t>(image.tokens.size() * sizeof(int32_t)));
   for (const std::vector<Tensor>* part : {&image.k, &image.v})
     for (const Tensor& t : *part) hash = checksum(hash, t.data, t.bytes());
   return std::to_string(hash);
@@ -78,7 +80,8 @@ class Reader {
     require(metadata("version") == kVersion, "version ", metadata("version"), ", this build reads version ", kVersion);
     require(metadata("model") == model_.fingerprint, "it was saved from another model");
     const std::string precision(dtype_info(model_.kv_dtype).name);
-    require(metadata("precision") == precision, "it was saved with precision ", metadata("precision"), ", the model is loaded with ", precision);
+    require(metadata("precision") == precision, "it was saved with precision ", metadata("precision"), ", the model is loaded with ",
+            precision);
     const std::string& cached = metadata("cached");
     const auto [end, error] = std::from_chars(cached.data(), cached.data() + cached.size(), image_.cached);
     require(error == std::errc() && end == cached.data() + cached.size() && image_.cached >= 0, "metadata \"cached\" is \"", cached, "\"");
@@ -93,12 +96,14 @@ class Reader {
 
   void read_tokens() {
     const Tensor& t = tensor("tokens");
-    require(t.dtype == DType::i32 && t.rank == 1, "tensor tokens is ", dtype_info(t.dtype).name, " ", t.shape_text(), ", must be i32 [tokens]");
+    require(t.dtype == DType::i32 && t.rank == 1, "tensor tokens is ", dtype_info(t.dtype).name, " ", t.shape_text(),
+            ", must be i32 [tokens]");
     require(t.shape[0] <= model_.context, t.shape[0], " tokens, the context holds ", model_.context);
     require(image_.cached <= t.shape[0], image_.cached, " cached of ", t.shape[0], " tokens");
     image_.tokens.resize(static_cast<size_t>(t.shape[0]));
     if (!image_.tokens.empty()) std::memcpy(image_.tokens.data(), t.data, static_cast<size_t>(t.bytes()));
-    for (int32_t id : image_.tokens) require(id >= 0 && id < model_.config->vocab, "token ", id, ", the vocabulary has ", model_.config->vocab);
+    for (int32_t id : image_.tokens)
+      require(id >= 0 && id < model_.config->vocab, "token ", id, ", the vocabulary has ", model_.config->vocab);
   }
 
   void read_layers() {
@@ -107,9 +112,11 @@ class Reader {
       for (const char* part : {"k", "v"}) {
         const std::string name = tensor_name(l, part);
         const Tensor& t = tensor(name);
-        const int64_t rows = positions(model_.config->layers[l], image_.cached), heads = model_.config->num_kv_heads, dim = model_.config->head_dim;
-        require(t.dtype == model_.kv_dtype && t.rank == 3 && t.shape[0] == rows && t.shape[1] == heads && t.shape[2] == dim, "tensor ", name, " is ",
-                dtype_info(t.dtype).name, " ", t.shape_text(), ", must be ", dtype_info(model_.kv_dtype).name, " [", rows, ", ", heads, ", ", dim, "]");
+        const int64_t rows = positions(model_.config->layers[l], image_.cached), heads = model_.config->num_kv_heads,
+                      dim = model_.config->head_dim;
+        require(t.dtype == model_.kv_dtype && t.rank == 3 && t.shape[0] == rows && t.shape[1] == heads && t.shape[2] == dim, "tensor ",
+                name, " is ", dtype_info(t.dtype).name, " ", t.shape_text(), ", must be ", dtype_info(model_.kv_dtype).name, " [", rows,
+                ", ", heads, ", ", dim, "]");
         (*part == 'k' ? image_.k : image_.v).push_back(t);
       }
     }

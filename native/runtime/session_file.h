@@ -28,7 +28,7 @@ struct SessionModel {
 struct SessionImage {
   std::vector<int32_t> tokens;
   int64_t cached = 0;
-  std::vector<Tensor> k, v;      // per layer [positions, kv_heads, head_dim]; none when nothing is cached
+  std::vector<Tensor> k, v;  // per layer [positions, kv_heads, head_dim]; none when nothing is cached
   std::vector<Buffer> owned;
   TensorFile file;
 };

@@ -1,3 +1,4 @@
+// Stop strings by looking at every end of the text once; strings are few and short, so nothing cleverer.
 #include "runtime/stop_strings.h"
 
 #include <algorithm>
@@ -25,7 +26,9 @@ std::string StopMatcher::push(std::string_view text) {
   }
   // Held back: the longest end of the text that begins a stop string.
   size_t keep = std::min(all.size(), stops_.front().size() - 1);
-  while (keep > 0 && std::none_of(stops_.begin(), stops_.end(), [&](const std::string& stop) { return stop.starts_with(all.substr(all.size() - keep)); })) --keep;
+  while (keep > 0 && std::none_of(stops_.begin(), stops_.end(),
+                                  [&](const std::string& stop) { return stop.starts_with(all.substr(all.size() - keep)); }))
+    --keep;
   std::string certain = held_.substr(0, held_.size() - keep);
   held_.erase(0, held_.size() - keep);
   return certain;

@@ -31,9 +31,7 @@ struct Prepared {
   std::string storage;  // what `text` views, when it is not the caller's
 };
 
-bool ready_as_is(std::string_view text, bool spaces) {
-  return utf8_valid(text) && (!spaces || text.find(kSpacePiece) == text.npos);
-}
+bool ready_as_is(std::string_view text, bool spaces) { return utf8_valid(text) && (!spaces || text.find(kSpacePiece) == text.npos); }
 
 // Mends `raw` character by character. A stretch becomes where the characters that lie wholly inside it went.
 void mend(std::string_view raw, bool spaces, std::vector<Range>& special, std::string& out) {
@@ -42,9 +40,12 @@ void mend(std::string_view raw, bool spaces, std::vector<Range>& special, std::s
   for (size_t at = 0; at < raw.size();) {
     const std::string_view rest = raw.substr(at);
     const size_t good = utf8_character(rest), bytes = good ? good : utf8_defect(rest), before = out.size();
-    if (good == 0) out += kReplacementCharacter;
-    else if (spaces && rest.starts_with(kSpacePiece)) out += ' ';
-    else out += rest.substr(0, bytes);
+    if (good == 0)
+      out += kReplacementCharacter;
+    else if (spaces && rest.starts_with(kSpacePiece))
+      out += ' ';
+    else
+      out += rest.substr(0, bytes);
     while (range < special.size() && special[range].end < at + bytes) ++range;
     if (range < special.size() && special[range].begin <= at) {
       if (mended[range].end == 0) mended[range].begin = before;
@@ -63,8 +64,10 @@ Prepared prepare(std::span<const TextPart> parts, bool spaces) {
   for (const TextPart& part : parts) {
     const Range range{bytes, bytes += part.text.size()};
     if (!part.special || part.text.empty()) continue;
-    if (!prepared.special.empty() && prepared.special.back().end == range.begin) prepared.special.back().end = range.end;
-    else prepared.special.push_back(range);
+    if (!prepared.special.empty() && prepared.special.back().end == range.begin)
+      prepared.special.back().end = range.end;
+    else
+      prepared.special.push_back(range);
   }
   expect(bytes < kMaxTextBytes, ErrorCode::invalid_argument, "a text of ", bytes, " bytes; one call encodes less than ", kMaxTextBytes);
   if (parts.size() == 1 && ready_as_is(parts[0].text, spaces)) {
@@ -74,8 +77,10 @@ Prepared prepare(std::span<const TextPart> parts, bool spaces) {
   std::string joined;
   joined.reserve(bytes);
   for (const TextPart& part : parts) joined += part.text;
-  if (ready_as_is(joined, spaces)) prepared.storage = std::move(joined);
-  else mend(joined, spaces, prepared.special, prepared.storage);
+  if (ready_as_is(joined, spaces))
+    prepared.storage = std::move(joined);
+  else
+    mend(joined, spaces, prepared.special, prepared.storage);
   prepared.text = prepared.storage;
   return prepared;
 }
@@ -97,8 +102,7 @@ struct Tokenizer::Impl {
     PartCache cache;
   };
 
-  explicit Impl(const TokenizerData& data)
-      : pieces(data), scored(!data.scores.empty()), bpe(pieces, data), matcher(pieces, scored) {
+  explicit Impl(const TokenizerData& data) : pieces(data), scored(!data.scores.empty()), bpe(pieces, data), matcher(pieces, scored) {
     const std::pair<const char*, int32_t> ids[] = {
         {"bos", data.bos_id}, {"eos", data.eos_id}, {"unknown", data.unk_id}, {"padding", data.pad_id}};
     for (const auto& [name, id] : ids) {
@@ -151,17 +155,19 @@ struct Tokenizer::Impl {
   }
 
   void put(int32_t id, Workspace& workspace, std::vector<int32_t>& out) const {
-    if (bpe.whole_text()) bpe.add_id(id, workspace.bpe);
-    else out.push_back(id);
+    if (bpe.whole_text())
+      bpe.add_id(id, workspace.bpe);
+    else
+      out.push_back(id);
   }
 
   void encode(const Prepared& prepared, Workspace& workspace, std::vector<int32_t>& out) const {
     const std::string_view text = prepared.text;
     const size_t n = text.size();
     auto range = prepared.special.begin();
-    size_t start = 0;          // of the part at hand
-    size_t change = 0;         // where `kinds` and `control_end` are next decided
-    size_t control_end = 0;    // control tokens may end here at most
+    size_t start = 0;        // of the part at hand
+    size_t change = 0;       // where `kinds` and `control_end` are next decided
+    size_t control_end = 0;  // control tokens may end here at most
     uint8_t kinds = TokenMatcher::kUserDefined;
     uint32_t left = 0;
     const auto close_part = [&](size_t end) {
@@ -200,7 +206,8 @@ struct Tokenizer::Impl {
 
   // Hands the pieces of `ids` on as text; bytes gather in `held` until another piece ends their run.
   void append_piece(int32_t id, bool with_special, std::string& held, std::string& out) const {
-    expect(id >= 0 && id < pieces.size(), ErrorCode::invalid_argument, "token id ", id, " is outside the vocabulary of ", pieces.size(), " pieces");
+    expect(id >= 0 && id < pieces.size(), ErrorCode::invalid_argument, "token id ", id, " is outside the vocabulary of ", pieces.size(),
+           " pieces");
     if (!with_special && pieces.is_control(id)) return;
     const std::string_view text = pieces.text(id);
     if (pieces.type(id) == PieceType::byte) {

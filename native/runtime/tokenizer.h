@@ -50,10 +50,10 @@ class Tokenizer {
   };
 
   int64_t size() const;
-  std::string_view piece(int32_t id) const;      // as stored
-  int32_t find(std::string_view piece) const;    // -1 when absent
+  std::string_view piece(int32_t id) const;    // as stored
+  int32_t find(std::string_view piece) const;  // -1 when absent
   bool is_control(int32_t id) const;
-  int32_t bos_id() const;                        // -1 when the vocabulary has none; likewise eos, unk, pad
+  int32_t bos_id() const;  // -1 when the vocabulary has none; likewise eos, unk, pad
   int32_t eos_id() const;
   int32_t unk_id() const;
   int32_t pad_id() const;

@@ -33,7 +33,7 @@ async function assertAsRendered(chat, what) {
 }
 
 /** Whether answers, as text, encode to the tokens that were generated: only then can the two be equal. */
-function canonical(chat, results) {
+function canonical(results) {
   return results.every(({ text, tokens }) => text === text.trim() && String(model.tokenizer.encode(text)) === String(tokens))
 }
 
@@ -60,7 +60,7 @@ test('a conversation is, token by token, what the format renders', async () => {
     const at = tokens.findIndex((_, i) => generated.every((id, j) => tokens[i + j] === id))
     assert.ok(at > 0, 'the answer is in the cache as it was generated')
   }
-  if (canonical(chat, results)) await assertAsRendered(chat, 'all turns')
+  if (canonical(results)) await assertAsRendered(chat, 'all turns')
   await chat.close()
 })
 

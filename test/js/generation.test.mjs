@@ -127,7 +127,11 @@ test('a mask hook allows what comes next', async () => {
   assert.deepEqual(calls, calls.map((_, i) => tokens.slice(0, i)))
   const bits = new Uint32Array(4096 / 32)
   bits[700 >> 5] = 1 << (700 & 31)
-  const forced = await model.generate(prompt, { maxTokens: 3, mask: async () => (await sleep(2), bits) })
+  const mask = async () => {
+    await sleep(2)
+    return bits
+  }
+  const forced = await model.generate(prompt, { maxTokens: 3, mask })
   assert.deepEqual(forced.tokens, [700, 700, 700])
   const free = await model.generate(prompt, { maxTokens: 5, mask: () => null })
   assert.deepEqual(free.tokens, (await model.generate(prompt, { maxTokens: 5 })).tokens)

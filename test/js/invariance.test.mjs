@@ -80,7 +80,7 @@ for (const length of [63, 64, 65, 128, 5 * 64 + 3]) {
   })
 }
 
-test('a context of 20,000 tokens equals scoring without a cache', { skip: !process.env.LAPIDARY_LONG_TESTS && 'takes minutes; set LAPIDARY_LONG_TESTS=1' }, async (t) => {
+test('a context of 20,000 tokens equals scoring without a cache', { skip: !process.env.LAPIDARY_LONG && 'takes minutes; npm test -- --long runs it' }, async (t) => {
   const folder = temporaryFolder(t)
   for (const name of ['model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'generation_config.json']) fs.symlinkSync(path.join(tiny, name), path.join(folder, name))
   fs.writeFileSync(path.join(folder, 'config.json'), JSON.stringify({ ...readJson(tiny, 'config.json'), max_position_embeddings: 20_480 }))

@@ -62,7 +62,11 @@ TEST("thread_pool: ranges respect the grain") {
 TEST("thread_pool: an exception reaches the caller and the pool goes on") {
   ThreadPool pool(3);
   for (int round = 0; round < 50; ++round) {
-    CHECK_THROWS(pool.parallel_for(100, 1, [&](int64_t begin, int64_t) { if (begin == 37) fail(ErrorCode::internal, "thirty-seven"); }), ErrorCode::internal, "thirty-seven");
+    CHECK_THROWS(pool.parallel_for(100, 1,
+                                   [&](int64_t begin, int64_t) {
+                                     if (begin == 37) fail(ErrorCode::internal, "thirty-seven");
+                                   }),
+                 ErrorCode::internal, "thirty-seven");
     CHECK(all_once(visits(pool, 100, 1)));
   }
 }

@@ -172,6 +172,18 @@ TEST("safetensors: what is written reads back, aligned and atomically") {
   CHECK(open_safetensors(path).tensors.empty());
 }
 
+TEST("safetensors: every length of header is padded to the same alignment") {
+  const std::string path = test::temporary_folder() + "/padded.safetensors";
+  const float one = 1;
+  for (size_t length = 1; length <= 64; ++length) {
+    const std::string name(length, 'n');
+    write_safetensors(path, {{name, Tensor(&one, DType::f32, {1})}}, {});
+    const TensorFile f = open_safetensors(path);
+    REQUIRE(f.tensors.count(name) == 1);
+    CHECK(reinterpret_cast<uintptr_t>(f.tensors.at(name).view.data) % 64 == 0 && *f.tensors.at(name).view.as<float>() == 1);
+  }
+}
+
 TEST("files: an abandoned write leaves the old file and no temporary") {
   const std::string folder = test::temporary_folder(), path = write_bytes(folder + "/keep", "old");
   {

@@ -23,7 +23,8 @@ struct Json {
   Text added = R"({"id":2,"content":"<bos>","special":true,"normalized":false},{"id":8,"content":"\n","special":false})";
   Text normalizer = R"({"type":"Replace","pattern":{"String":" "},"content":"▁"})";
   Text pre_tokenizer = "null";
-  Text decoder = R"({"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"}]})";
+  Text decoder =
+      R"({"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"}]})";
   Text options = R"("dropout":null,"ignore_merges":false)";
   Text type = "BPE";
   Text fallback = "true";
@@ -38,8 +39,9 @@ struct Json {
     }
     const Text merge_list = R"("merges":[)" + merges + "]", vocabulary = R"("vocab":{)" + vocab + bytes + "}";
     return R"({"version":"1.0","added_tokens":[)" + added + R"(],"normalizer":)" + normalizer + R"(,"pre_tokenizer":)" + pre_tokenizer +
-           R"(,"post_processor":null,"decoder":)" + decoder + R"(,"model":{"type":")" + type + R"(",)" + options + R"(,"unk_token":"<unk>","byte_fallback":)" +
-           fallback + "," + (merges_first ? merge_list + "," + vocabulary : vocabulary + "," + merge_list) + "}}";
+           R"(,"post_processor":null,"decoder":)" + decoder + R"(,"model":{"type":")" + type + R"(",)" + options +
+           R"(,"unk_token":"<unk>","byte_fallback":)" + fallback + "," +
+           (merges_first ? merge_list + "," + vocabulary : vocabulary + "," + merge_list) + "}}";
   }
 };
 
@@ -73,16 +75,18 @@ TEST("tokenizer_file: pieces, merges, types") {
 TEST("tokenizer_file: control by flag or by name") {
   const TokenizerData d = read([](Json& j) {
     j.added += R"(,{"id":265,"content":"<unused12>","special":false},{"id":266,"content":"<unused>","special":false},
-      {"id":267,"content":"<tool>","special":true},{"id":268,"content":"<h1>","special":false},{"id":269,"content":"[multimodal]"})";
+      {"id":267,"content":"<tool>","special":true},{"id":268,"content":"<h1>","special":false},{"id":269,"content":"<end_of_turn>","special":false})";
   });
-  CHECK(d.types[265] == PieceType::control && d.types[266] == PieceType::user_defined && d.types[267] == PieceType::control);
+  CHECK(d.types[265] == PieceType::user_defined && d.types[266] == PieceType::user_defined && d.types[267] == PieceType::control);
   CHECK(d.types[268] == PieceType::user_defined && d.types[269] == PieceType::control);
-  CHECK(is_control_name("<unused0>") && !is_control_name("<unused1a>") && !is_control_name("<unused") && is_control_name("<end_of_image>"));
+  CHECK(is_control_name("<end_of_image>") && !is_control_name("<end_of_image") && !is_control_name("<unused0>"));
   CHECK(byte_of_piece("<0xE2>") == 0xe2 && byte_of_piece("<0xe2>") == -1 && byte_of_piece("<0x123>") == -1);
 }
 
 TEST("tokenizer_file: defects are named") {
-  const auto bad = [](const std::function<void(Json&)>& change, const char* part) { CHECK_THROWS(read(change), ErrorCode::bad_file, part); };
+  const auto bad = [](const std::function<void(Json&)>& change, const char* part) {
+    CHECK_THROWS(read(change), ErrorCode::bad_file, part);
+  };
   bad([](Json& j) { j.vocab += R"(,"c":9)"; }, "id 9 stands for both");
   bad([](Json& j) { j.vocab += R"(,"a":265)"; }, "piece 'a' has two ids, 5 and 265");
   bad([](Json& j) { j.vocab += R"(,"c":-1)"; }, "id -1");
@@ -97,7 +101,9 @@ TEST("tokenizer_file: defects are named") {
   bad([](Json& j) { j.added += R"(,{"id":9,"content":"a"})"; }, "'a' has id 9, the vocabulary says 5");
   bad([](Json& j) { j.added += R"(,{"content":"<x>"})"; }, "'<x>' has no id");
   CHECK_THROWS(Tokenizer(read([](Json& j) { j.merges = R"(["b","a"])"; })), ErrorCode::bad_file, "'ba'");
-  const auto refused = [](const std::function<void(Json&)>& change, const char* part) { CHECK_THROWS(read(change), ErrorCode::unsupported, part); };
+  const auto refused = [](const std::function<void(Json&)>& change, const char* part) {
+    CHECK_THROWS(read(change), ErrorCode::unsupported, part);
+  };
   refused([](Json& j) { j.type = "Unigram"; }, "'Unigram'");
   refused([](Json& j) { j.fallback = "false"; }, "byte_fallback");
   refused([](Json& j) { j.options = R"("ignore_merges":true)"; }, "ignore_merges");
@@ -126,7 +132,8 @@ TEST("tokenizer_file: settings and chat templates beside it") {
     write(folder + "/tokenizer_config.json", text);
     return read_tokenizer_json(folder);
   };
-  TokenizerData d = config(R"({"eos_token":{"content":"ab"},"bos_token":"a","pad_token":"nowhere","add_bos_token":false,"chat_template":"T"})");
+  TokenizerData d =
+      config(R"({"eos_token":{"content":"ab"},"bos_token":"a","pad_token":"nowhere","add_bos_token":false,"chat_template":"T"})");
   CHECK(d.eos_id == 7 && d.bos_id == 5 && d.pad_id == 0 && !d.add_bos && d.chat_template == "T");
   CHECK_THROWS(config(R"({"eos_token":"nowhere"})"), ErrorCode::bad_file, "'nowhere'");
   CHECK(config(R"({"chat_template":[{"name":"tool","template":"X"},{"name":"default","template":"D"}]})").chat_template == "D");
@@ -164,7 +171,9 @@ class GgufBytes {
 
  private:
   template <typename T>
-  void raw(T value) { out_.append(reinterpret_cast<const char*>(&value), sizeof value); }
+  void raw(T value) {
+    out_.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
   void put(const Text& value) { raw<uint64_t>(value.size()), out_ += value; }
   void head(const Text& key, uint32_t type) { put(key), raw(type), ++count_; }
   Text out_;

@@ -180,6 +180,7 @@ TEST("config: soft caps, null and absent") {
   CHECK(parse(with(k2b, "\"attn_logit_softcapping\": 50.0,", "\"attn_logit_softcapping\": null,")).attention_softcap == 0);
   CHECK(parse(with(k2b, "\"final_logit_softcapping\": 30.0,", "\"final_logit_softcapping\": 12.5,")).final_softcap == 12.5);
   CHECK(parse(with(k1b, "\"final_logit_softcapping\": null", "\"final_logit_softcapping\": 20")).final_softcap == 20);
+  CHECK(parse(with(k1b, "\"attn_logit_softcapping\": null", "\"attn_logit_softcapping\": 50")).attention_softcap == 0);
   CHECK_THROWS(parse(with(k2b, "\"final_logit_softcapping\": 30.0,", "\"final_logit_softcapping\": -3,")), ErrorCode::bad_file,
                "final_logit_softcapping");
 }

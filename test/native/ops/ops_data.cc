@@ -1,3 +1,4 @@
+// The backends under test, and one layer's attention run as an engine would run it.
 #include "ops/ops_data.h"
 
 #include <algorithm>
@@ -33,7 +34,8 @@ Owned attend_in_chunks(Backend& backend, const AttentionProblem& p, const std::v
   if (ring && p.window != kNoWindow) num_pages = std::min(all_pages, (p.window - 1 + chunk + kPageTokens - 2) / kPageTokens + 1);
   std::vector<Owned> pages;
   std::vector<void*> table;
-  for (int64_t i = 0; i < num_pages; ++i) table.push_back(pages.emplace_back(p.kv, std::initializer_list<int64_t>{2, p.kv_heads, kPageTokens, p.dim}).t.data);
+  for (int64_t i = 0; i < num_pages; ++i)
+    table.push_back(pages.emplace_back(p.kv, std::initializer_list<int64_t>{2, p.kv_heads, kPageTokens, p.dim}).t.data);
 
   int64_t pos = 0;
   for (size_t i = 0; pos < p.tokens; ++i) {

@@ -92,11 +92,11 @@ inline Owned weights(DType dtype, int64_t out, int64_t in, uint64_t seed) {
     return w;
   }
   // Where a block's f16 scales stand; everything else may be any bytes.
-  const std::vector<int> scales = dtype == DType::q2_k                                                                  ? std::vector<int>{80, 82}
-                                  : dtype == DType::q3_k                                                                ? std::vector<int>{108}
-                                  : dtype == DType::q6_k                                                                ? std::vector<int>{208}
+  const std::vector<int> scales = dtype == DType::q2_k                                                   ? std::vector<int>{80, 82}
+                                  : dtype == DType::q3_k                                                 ? std::vector<int>{108}
+                                  : dtype == DType::q6_k                                                 ? std::vector<int>{208}
                                   : dtype == DType::q8_0 || dtype == DType::q4_0 || dtype == DType::q5_0 ? std::vector<int>{0}
-                                                                                                                        : std::vector<int>{0, 2};
+                                                                                                         : std::vector<int>{0, 2};
   const int64_t block_bytes = dtype_info(dtype).block_bytes;
   for (int64_t at = 0; at < w.t.bytes(); at += block_bytes) {
     for (int64_t i = 0; i < block_bytes; ++i) w.t.data[at + i] = static_cast<std::byte>(random.bits() >> 8);

@@ -28,7 +28,8 @@ std::vector<float> magnitudes(const Tensor& x, const Tensor& w) {
     dequantize_row(w.dtype, w.rows(n, 1).data, in, row.data());
     for (int64_t t = 0; t < tokens; ++t) {
       double sum = 0;
-      for (int64_t i = 0; i < in; ++i) sum += std::abs(static_cast<double>(inputs[static_cast<size_t>(t * in + i)]) * row[static_cast<size_t>(i)]);
+      for (int64_t i = 0; i < in; ++i)
+        sum += std::abs(static_cast<double>(inputs[static_cast<size_t>(t * in + i)]) * row[static_cast<size_t>(i)]);
       sums[static_cast<size_t>(t * out + n)] = static_cast<float>(sum);
     }
   }
@@ -36,7 +37,8 @@ std::vector<float> magnitudes(const Tensor& x, const Tensor& w) {
 }
 
 void check_linear(DType type, DType act, int64_t tokens, int64_t in, int64_t out) {
-  const Owned x = activations(act, {tokens, in}, static_cast<uint64_t>(tokens * 1000 + in)), w = weights(type, out, in, static_cast<uint64_t>(out + in));
+  const Owned x = activations(act, {tokens, in}, static_cast<uint64_t>(tokens * 1000 + in)),
+              w = weights(type, out, in, static_cast<uint64_t>(out + in));
   const Linear linear{w.t, nullptr};
   Owned want(DType::f32, {tokens, out}), got(DType::f32, {tokens, out});
   make_reference_backend()->linear(x.t, linear, want.t);
@@ -46,8 +48,8 @@ void check_linear(DType type, DType act, int64_t tokens, int64_t in, int64_t out
     for (int64_t i = 0; i < tokens * out; ++i) {
       const float g = got.t.as<float>()[i], r = want.t.as<float>()[i], bound = 1e-6f * scale[static_cast<size_t>(i)] + 1e-38f;
       if (std::abs(g - r) <= bound) continue;
-      CHECK_MSG(false, dtype_info(type).name << " act " << dtype_info(act).name << " [" << tokens << ", " << in << "] x " << out << ", " << b.label << ": element "
-                                             << i << " is " << g << ", reference " << r);
+      CHECK_MSG(false, dtype_info(type).name << " act " << dtype_info(act).name << " [" << tokens << ", " << in << "] x " << out << ", "
+                                             << b.label << ": element " << i << " is " << g << ", reference " << r);
       return;
     }
   }
@@ -119,13 +121,15 @@ TEST("ops: rms_norm") {
       for (float offset : {0.0f, 1.0f}) {
         const Owned x = activations(DType::f32, {5, dim}, static_cast<uint64_t>(dim));
         const Norm norm{weight.t, offset, 1e-6f};
-        check_same("rms_norm", {5, dim}, out, out == DType::bf16 ? 8e-3 : 1e-6, 1e-30, [&](Backend& b, const Tensor& t) { b.rms_norm(x.t, norm, t); });
+        check_same("rms_norm", {5, dim}, out, out == DType::bf16 ? 8e-3 : 1e-6, 1e-30,
+                   [&](Backend& b, const Tensor& t) { b.rms_norm(x.t, norm, t); });
       }
     }
   }
   const Owned zeros(DType::f32, {1, 20}), weight = activations(DType::f32, {20}, 3);
   std::memset(zeros.t.data, 0, 80);
-  check_same("rms_norm of zeros", {1, 20}, DType::f32, 0, 0, [&](Backend& b, const Tensor& t) { b.rms_norm(zeros.t, {weight.t, 1, 1e-6f}, t); });
+  check_same("rms_norm of zeros", {1, 20}, DType::f32, 0, 0,
+             [&](Backend& b, const Tensor& t) { b.rms_norm(zeros.t, {weight.t, 1, 1e-6f}, t); });
 }
 
 TEST("ops: rope_angles and rope") {
@@ -174,7 +178,8 @@ TEST("ops: tanh and exp to the last bits, and at the edges") {
   for (NamedBackend& b : backends()) {
     std::vector<float> capped = xs, gelu(xs.size());
     b.backend->soft_cap(Tensor(capped.data(), DType::f32, {1, n}), 1);
-    b.backend->geglu(Tensor(xs.data(), DType::f32, {1, n}), Tensor(ones.data(), DType::f32, {1, n}), Tensor(gelu.data(), DType::f32, {1, n}));
+    b.backend->geglu(Tensor(xs.data(), DType::f32, {1, n}), Tensor(ones.data(), DType::f32, {1, n}),
+                     Tensor(gelu.data(), DType::f32, {1, n}));
     double worst_tanh = 0, worst_gelu = 0;
     for (size_t i = 0; i < xs.size(); ++i) {
       const double x = xs[i];
@@ -186,7 +191,8 @@ TEST("ops: tanh and exp to the last bits, and at the edges") {
       CHECK(std::signbit(capped[i]) == std::signbit(xs[i]));
       if (std::abs(x) > 1e-37) worst_tanh = std::max(worst_tanh, std::abs(capped[i] - t) / std::abs(t));
       // u is rounded before the exponential, which then magnifies its error by |u|.
-      if (std::abs(g) > 1e-37 && std::abs(x) < 1e30) worst_gelu = std::max(worst_gelu, std::abs(gelu[i] - g) / std::abs(g) / (1 + std::min(std::abs(u), 50.0)));
+      if (std::abs(g) > 1e-37 && std::abs(x) < 1e30)
+        worst_gelu = std::max(worst_gelu, std::abs(gelu[i] - g) / std::abs(g) / (1 + std::min(std::abs(u), 50.0)));
       if (x == INFINITY) CHECK(gelu[i] == INFINITY);
       if (x == -88) CHECK(gelu[i] == 0);
     }
@@ -200,13 +206,12 @@ TEST("ops: append_kv writes what the reference writes, nothing else") {
     const int64_t heads = 2, dim = 20;
     const Owned k = activations(DType::f32, {70, heads * dim}, 1), v = activations(DType::f32, {70, heads * dim}, 2);
     const AttentionShape shape{4, heads, dim, 1, 0, 64};
-    check_same("append_kv", {3, 2 * heads * kPageTokens * dim}, kv, 0, 0,
-               [&](Backend& b, const Tensor& t) {
-                 std::memset(t.data, 0, static_cast<size_t>(t.bytes()));
-                 void* pages[] = {t.rows(0, 1).data, t.rows(1, 1).data, t.rows(2, 1).data};
-                 const AttentionSpan spans[] = {{1, 66, 127, {kv, pages, 2}}, {67, 3, 5, {kv, pages + 2, 1}}};
-                 b.append_kv(k.t, v.t, spans, shape);
-               });
+    check_same("append_kv", {3, 2 * heads * kPageTokens * dim}, kv, 0, 0, [&](Backend& b, const Tensor& t) {
+      std::memset(t.data, 0, static_cast<size_t>(t.bytes()));
+      void* pages[] = {t.rows(0, 1).data, t.rows(1, 1).data, t.rows(2, 1).data};
+      const AttentionSpan spans[] = {{1, 66, 127, {kv, pages, 2}}, {67, 3, 5, {kv, pages + 2, 1}}};
+      b.append_kv(k.t, v.t, spans, shape);
+    });
   }
 }
 
@@ -216,20 +221,21 @@ TEST("ops: attention against the reference, over windows, groups, head sizes and
   for (int64_t window : {int64_t{1}, int64_t{2}, w, int64_t{64}, int64_t{65}, kNoWindow}) {
     for (int64_t tokens : {int64_t{1}, w - 1, w, w + 1, 5 * w + 3}) problems.push_back({2, 1, 32, tokens, window});
   }
-  for (int64_t group : {1, 2, 3, 4, 20}) problems.push_back({2 * group, 2, 24, 130, 70});
+  for (int64_t group : {1, 2, 3, 4}) problems.push_back({2 * group, 2, 24, 130, 70});
+  problems.push_back({20, 1, 8, 70, 9});
   for (int64_t dim : {2, 14, 32, 64, 72, 128, 256}) problems.push_back({4, 2, dim, 90, 50});
-  problems.push_back({4, 1, 16, 1300, kNoWindow});
-  problems.push_back({2, 1, 16, 1300, 600});
+  problems.push_back({2, 1, 10, 1100, kNoWindow});
+  problems.push_back({1, 1, 10, 1100, 600});
   for (AttentionProblem p : problems) {
-    for (int variant = 0; variant < 3; ++variant) {
+    for (int variant = 0; variant < (p.tokens > 1000 ? 1 : 3); ++variant) {
       p.kv = variant == 1 ? DType::bf16 : DType::f32;
       p.softcap = variant == 2 ? 0.5f : 0;
       const std::vector<float> want = values_of(attend_in_chunks(*make_reference_backend(), p, {p.tokens}, /*ring=*/false).t);
       for (NamedBackend& b : backends()) {
         const std::vector<float> got = values_of(attend_in_chunks(*b.backend, p, {p.tokens}, /*ring=*/true).t);
         const double error = relative_error(got, want);
-        CHECK_MSG(error <= 1e-6, b.label << ", heads " << p.heads << "/" << p.kv_heads << ", dim " << p.dim << ", tokens " << p.tokens << ", window " << p.window
-                                         << ", variant " << variant << ": relative error " << error);
+        CHECK_MSG(error <= 1e-6, b.label << ", heads " << p.heads << "/" << p.kv_heads << ", dim " << p.dim << ", tokens " << p.tokens
+                                         << ", window " << p.window << ", variant " << variant << ": relative error " << error);
       }
     }
   }

@@ -1,7 +1,7 @@
+// The sampler against golden distributions, against sorting everything, and by counting draws.
 #include "ops/sampling.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -84,7 +84,8 @@ TEST("sampling: filtered distributions equal the golden ones") {
     SampleRequest r;
     r.settings = &s;
     r.history = history;
-    const std::vector<float> got = distribution(values<float>(file, name + ".logits"), r), want = values<float>(file, name + ".probabilities");
+    const std::vector<float> got = distribution(values<float>(file, name + ".logits"), r),
+                             want = values<float>(file, name + ".probabilities");
     CHECK_CLOSE(got, want, 0, 1e-5);
     for (size_t i = 0; i < want.size(); ++i) CHECK_MSG((got[i] == 0) == (want[i] == 0), name << " token " << i);
   }
@@ -96,8 +97,16 @@ TEST("sampling: filters equal sorting everything, on awkward sizes and settings"
       std::vector<float> logits = normal_logits(vocab, static_cast<uint32_t>(vocab), deviation);
       if (vocab > 100)  // ties across the thresholds
         for (float& x : logits) x = std::round(x * 64) / 64;
-      for (const auto& [top_k, top_p, min_p, temperature] : std::vector<std::tuple<int64_t, float, float, float>>{
-               {0, 1, 0, 1}, {1, 1, 0, 1}, {7, 1, 0, 0.7f}, {2000, 1, 0, 1}, {0, 0.5f, 0, 1}, {0, 0.999f, 0, 2}, {0, 0, 0, 1}, {64, 0.95f, 0.01f, 0.8f}, {0, 1, 1, 1}, {0, 0.9f, 0, 1e-30f}}) {
+      for (const auto& [top_k, top_p, min_p, temperature] : std::vector<std::tuple<int64_t, float, float, float>>{{0, 1, 0, 1},
+                                                                                                                  {1, 1, 0, 1},
+                                                                                                                  {7, 1, 0, 0.7f},
+                                                                                                                  {2000, 1, 0, 1},
+                                                                                                                  {0, 0.5f, 0, 1},
+                                                                                                                  {0, 0.999f, 0, 2},
+                                                                                                                  {0, 0, 0, 1},
+                                                                                                                  {64, 0.95f, 0.01f, 0.8f},
+                                                                                                                  {0, 1, 1, 1},
+                                                                                                                  {0, 0.9f, 0, 1e-30f}}) {
         SamplingSettings s;
         s.top_k = top_k, s.top_p = top_p, s.min_p = min_p, s.temperature = temperature;
         SampleRequest r;
@@ -136,7 +145,8 @@ TEST("sampling: penalties, bias and mask by hand") {
   r.mask = mask;
   total = std::exp(z[1]) + std::exp(z[3]);
   const std::vector<float> masked = distribution(logits, r);
-  for (size_t i = 0; i < 5; ++i) CHECK_MSG(std::abs(masked[i] - (i % 2 ? std::exp(z[i]) / total : 0)) <= 1e-6, "token " << i << ": " << masked[i]);
+  for (size_t i = 0; i < 5; ++i)
+    CHECK_MSG(std::abs(masked[i] - (i % 2 ? std::exp(z[i]) / total : 0)) <= 1e-6, "token " << i << ": " << masked[i]);
   // The same settings again: nothing of the last call is left behind.
   CHECK(distribution(logits, r) == masked);
 }

@@ -83,6 +83,7 @@ class Recorder : public RunObserver {
   std::vector<int32_t> tokens;
   std::vector<float> logprobs;  // the chosen token's, then the likeliest ones', token after token
   std::string text;
+  int text_only = 0;  // events without a token
   std::vector<std::vector<float>> scores;
   std::vector<std::vector<int32_t>> masks_wanted;
   Outcome outcome;
@@ -94,6 +95,7 @@ class Recorder : public RunObserver {
       const std::lock_guard lock(mutex_);
       for (TokenEvent& e : events) {
         text += e.text;
+        if (e.id < 0) ++text_only;
         if (e.id < 0) continue;
         tokens.push_back(e.id);
         logprobs.push_back(e.logprob);
@@ -112,8 +114,12 @@ class Recorder : public RunObserver {
     if (when_mask) when_mask(*this);
   }
   void on_scores(std::vector<std::vector<float>> rows) override { scores = std::move(rows); }
-  void on_finish(const Outcome& o) override { end([&] { outcome = o; }); }
-  void on_error(std::exception_ptr e) override { end([&] { error = e; }); }
+  void on_finish(const Outcome& o) override {
+    end([&] { outcome = o; });
+  }
+  void on_error(std::exception_ptr e) override {
+    end([&] { error = e; });
+  }
 
   // False after ten seconds.
   template <typename Condition>
@@ -200,7 +206,9 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 }
 
 // Same tokens and the same logits behind them, bit for bit.
-inline bool same_run(const Recorder& a, const Recorder& b) { return !a.tokens.empty() && a.tokens == b.tokens && same_bits(a.logprobs, b.logprobs); }
+inline bool same_run(const Recorder& a, const Recorder& b) {
+  return !a.tokens.empty() && a.tokens == b.tokens && same_bits(a.logprobs, b.logprobs);
+}
 
 // Another backend's primitives with a hook before each; stages are the default ones.
 class WatchedBackend final : public Backend {

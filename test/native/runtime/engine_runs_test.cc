@@ -108,11 +108,21 @@ TEST("runs: more than max_running wait their turn, in order, and can be aborted 
   options.max_running = 2;
   options.unread_tokens = 1;
   const auto engine = golden_model("gemma2-tiny", "reference").engine(options);
+  const auto sequence = engine->new_sequence();  // ten tokens of which none is cached any more
+  RunRequest on_sequence = greedy_request(some_ids(9, 9), 1);
+  on_sequence.sequence = sequence;
+  run_to_end(*engine, on_sequence);
+  sequence->rewind(0);
+  on_sequence.prompt = some_ids(200, 9), on_sequence.max_tokens = 0;
+  run_to_end(*engine, on_sequence);
+  sequence->rewind(10);
+
   std::vector<Started> runs;
-  for (uint32_t i = 0; i < 5; ++i) runs.push_back(start(*engine, greedy_request(some_ids(9, i), 2)));
+  for (uint32_t i = 0; i < 5; ++i) runs.push_back(start(*engine, i == 3 ? on_sequence : greedy_request(some_ids(9, i), 2)));
   REQUIRE(runs[0].seen->wait_for_tokens(1) && runs[1].seen->wait_for_tokens(1));
   runs[3].run->abort();
   runs[3].seen->wait();
+  CHECK(sequence->tokens() == some_ids(10, 9));  // a run that never began leaves no trace
   CHECK(runs[3].seen->outcome.reason == FinishReason::aborted && runs[3].seen->outcome.usage.generated_tokens == 0);
   CHECK(runs[2].seen->count() == 0 && runs[4].seen->count() == 0);
   for (const Started& s : runs) s.run->acknowledge(10);
@@ -170,16 +180,17 @@ TEST("runs: stop strings end the text before them, wherever tokens are cut") {
   RunRequest r = tiny_request(model, 60);
   r.stop_strings = {text.substr(text.size() - 4) + "#"};
   const auto got = run_to_end(*engine, r);
-  CHECK(got->text == text && got->tokens == whole->tokens && got->outcome.reason == FinishReason::length);
+  CHECK(got->text == text && got->tokens == whole->tokens && got->outcome.reason == FinishReason::length && got->text_only == 0);
   r.stop_ids = {whole->tokens[40]};
   r.stop_strings = {model.tokenizer->decode(std::span(whole->tokens).first(40)).substr(20) + "#"};
   const auto cut = run_to_end(*engine, r);
-  CHECK(cut->outcome.reason == FinishReason::stop && cut->text == model.tokenizer->decode(cut->tokens));
+  CHECK(cut->outcome.reason == FinishReason::stop && cut->text == model.tokenizer->decode(cut->tokens) && cut->text_only == 1);
 }
 
 TEST("runs: end tokens are not told but stay in the sequence, unless they are ignored") {
   const Model model = golden_model("gemma3-tiny", "reference");
-  const auto prompt = golden_values<int32_t>("gemma3-tiny", "greedy.prompt"), want = golden_values<int32_t>("gemma3-tiny", "greedy.continuation");
+  const auto prompt = golden_values<int32_t>("gemma3-tiny", "greedy.prompt"),
+             want = golden_values<int32_t>("gemma3-tiny", "greedy.continuation");
   const size_t at = static_cast<size_t>(std::find(want.begin(), want.end(), want[9]) - want.begin());
   const std::vector<int32_t> before(want.begin(), want.begin() + static_cast<ptrdiff_t>(at));
   auto ending = std::make_shared<ModelWeights>(*model.weights);
@@ -190,7 +201,8 @@ TEST("runs: end tokens are not told but stay in the sequence, unless they are ig
   r.ignore_eos = false;
   r.sequence = engine->new_sequence();
   const auto stopped = run_to_end(*engine, r);
-  CHECK(stopped->tokens == before && stopped->outcome.reason == FinishReason::stop && stopped->outcome.usage.generated_tokens == static_cast<int64_t>(at));
+  CHECK(stopped->tokens == before && stopped->outcome.reason == FinishReason::stop &&
+        stopped->outcome.usage.generated_tokens == static_cast<int64_t>(at));
   CHECK(r.sequence->tokens() == joined(joined(prompt, before), {want[9]}));
   const auto plain = model.engine(f32_options());
   RunRequest ids = greedy_request(prompt, 64);

@@ -77,8 +77,8 @@ TEST("sequence: a kept prefix is found again, and changes nothing but the time")
     return got;
   };
   const auto first = check(a, 0);
-  check(a, 69);                                                       // all but the last, whose logits are wanted
-  check(joined(joined(a, first->tokens), some_ids(5, 9)), 70 + 24);   // the last generated token was not cached
+  check(a, 69);                                                      // all but the last, whose logits are wanted
+  check(joined(joined(a, first->tokens), some_ids(5, 9)), 70 + 24);  // the last generated token was not cached
   check(joined(std::vector<int32_t>(a.begin(), a.begin() + 40), some_ids(50, 3)), 40);
   check(some_ids(30, 5), 0);
   check({a[0]}, 0);

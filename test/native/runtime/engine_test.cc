@@ -37,7 +37,8 @@ TEST("engine: greedy text is the golden one with any prefill chunk, on every bac
         const auto engine = model.engine(f32_options(chunk));
         const auto got = run_to_end(*engine, greedy_request(prompt, static_cast<int64_t>(want.size())));
         CHECK_MSG(got->tokens == want, name << " on " << backend << ", chunk " << chunk);
-        CHECK(got->outcome.reason == FinishReason::length && got->outcome.usage.generated_tokens == 64 && got->outcome.usage.prompt_tokens == 23);
+        CHECK(got->outcome.reason == FinishReason::length && got->outcome.usage.generated_tokens == 64 &&
+              got->outcome.usage.prompt_tokens == 23);
         if (!first) first = got;
         CHECK_MSG(same_run(*first, *got), name << " on " << backend << ", chunk " << chunk << ": other logits than chunk 1");
       }
@@ -133,7 +134,8 @@ TEST("engine: across the edges of local windows, as recomputed without a cache")
       for (size_t t = 0; t < got->tokens.size(); ++t) {
         SampleRequest s;
         s.settings = &r.sampling, s.top_logprobs = r.top_logprobs, s.counter = t;
-        const SampleResult drawn = sample_token(std::span(logits).subspan((prompt.size() + t - 1) * static_cast<size_t>(vocab), static_cast<size_t>(vocab)), s);
+        const SampleResult drawn =
+            sample_token(std::span(logits).subspan((prompt.size() + t - 1) * static_cast<size_t>(vocab), static_cast<size_t>(vocab)), s);
         CHECK(drawn.id == got->tokens[t]);
         want.push_back(drawn.logprob);
         for (const TokenLogprob& top : drawn.top) want.push_back(top.logprob);

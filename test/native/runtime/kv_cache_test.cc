@@ -1,3 +1,4 @@
+// The cache against the history of tokens that it stands for, through random operations.
 #include "runtime/kv_cache.h"
 
 #include <cstring>
@@ -76,7 +77,8 @@ TEST("kv cache: a ring has room for window - 1 keys and a chunk wherever they st
       int64_t most = 0;
       const int64_t n = window - 1 + chunk;
       for (int64_t start = 0; start < kPageTokens; ++start) most = std::max(most, (start + n - 1) / kPageTokens + 1);
-      CHECK_MSG(ring_pages(window, chunk) == most, "window " << window << " chunk " << chunk << ": " << ring_pages(window, chunk) << ", needs " << most);
+      CHECK_MSG(ring_pages(window, chunk) == most,
+                "window " << window << " chunk " << chunk << ": " << ring_pages(window, chunk) << ", needs " << most);
     }
   }
 }
@@ -111,8 +113,11 @@ TEST("kv cache: what a query may see survives any chunks, rewinds and forks") {
         case 2:
           if (held.size() > 1 && below(3) == 0) held.erase(held.begin() + static_cast<ptrdiff_t>(at));
           break;
-        case 3: cache.reserve(1 + below(chunk)); break;  // a step that came to nothing
-        default: append(cache, held[at].tokens, repeat(1 + below(chunk), token = token % 9 + 1));
+        case 3:
+          cache.reserve(1 + below(chunk));
+          break;  // a step that came to nothing
+        default:
+          append(cache, held[at].tokens, repeat(1 + below(chunk), token = token % 9 + 1));
       }
       if (i % 10 == 0)
         for (const Held& h : held) CHECK_MSG(intact(config, *h.cache, h.tokens), "chunk " << chunk << " operation " << i);
@@ -176,7 +181,8 @@ TEST("kv cache: estimates are what is allocated") {
         cache.reserve(chunk);
         cache.advance(chunk);
         const int64_t estimate = KvCache::estimate_bytes(config, dtype, n, chunk);
-        CHECK_MSG(cache.bytes() == estimate && pool.used_bytes() == estimate, n << " tokens: " << cache.bytes() << ", estimated " << estimate);
+        CHECK_MSG(cache.bytes() == estimate && pool.used_bytes() == estimate,
+                  n << " tokens: " << cache.bytes() << ", estimated " << estimate);
       }
     }
   }
@@ -206,7 +212,8 @@ TEST("kv cache: export and import carry what the next token needs, between cache
   for (const int64_t length : {1, 19, 20, 21, 64, 65, 300, 517}) {
     KvCache from(pool, config, 64), to(pool, config, 7);
     std::vector<int32_t> tokens;
-    while (from.length() < length) append(from, tokens, repeat(std::min<int64_t>(33, length - from.length()), static_cast<int32_t>(1 + from.length() % 9)));
+    while (from.length() < length)
+      append(from, tokens, repeat(std::min<int64_t>(33, length - from.length()), static_cast<int32_t>(1 + from.length() % 9)));
     to.import_begin(length);
     for (int64_t l = 0; l < config.num_layers; ++l) {
       const size_t bytes = static_cast<size_t>((length - from.first_retained(l)) * kHeads * kDim * 4);

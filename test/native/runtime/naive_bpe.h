@@ -111,7 +111,8 @@ class NaiveBpe {
       size_t best = symbols.size();
       double best_strength = 0;
       for (size_t i = 0; i + 1 < symbols.size(); ++i) {
-        if (strength(symbols[i], symbols[i + 1], strong) && (best == symbols.size() || strong > best_strength)) best = i, best_strength = strong;
+        if (strength(symbols[i], symbols[i + 1], strong) && (best == symbols.size() || strong > best_strength))
+          best = i, best_strength = strong;
       }
       if (best == symbols.size()) break;
       symbols[best].text += symbols[best + 1].text;
@@ -122,7 +123,8 @@ class NaiveBpe {
     for (const Symbol& symbol : symbols) emit(symbol, splits, out);
   }
 
-  void emit(const Symbol& symbol, const std::map<std::string, std::pair<std::string, std::string>>& splits, std::vector<int32_t>& out) const {
+  void emit(const Symbol& symbol, const std::map<std::string, std::pair<std::string, std::string>>& splits,
+            std::vector<int32_t>& out) const {
     if (symbol.fixed >= 0) return out.push_back(symbol.fixed);
     const auto found = ids_.find(symbol.text);
     const PieceType kind = found == ids_.end() ? PieceType::control : type(found->second);

@@ -1,3 +1,4 @@
+// Plans by tables of numbers, and fairness over many steps.
 #include "runtime/scheduler.h"
 
 #include <algorithm>
@@ -56,7 +57,10 @@ TEST("scheduler: tables of states and plans") {
       {"more decoding than logit rows", {decode(5), decode(4), decode(6)}, {16, 6, 2}, "1:1 0:1"},
       {"a prompt waits with its last row for a logit row", {decode(), decode(), prompt(4)}, {16, 6, 2}, "0:1 1:1 2:3"},
       {"paused runs have no rows", {with(decode(), &RunState::paused), prompt(3)}, kLimits, "1:3"},
-      {"a waiting prompt goes on but for its last row", {with(prompt(4), &RunState::waiting), with(prompt(9), &RunState::waiting)}, kLimits, "0:3 1:6"},
+      {"a waiting prompt goes on but for its last row",
+       {with(prompt(4), &RunState::waiting), with(prompt(9), &RunState::waiting)},
+       kLimits,
+       "0:3 1:6"},
       {"a waiting run of one row has none", {with(decode(), &RunState::waiting), with(prompt(1), &RunState::waiting)}, kLimits, ""},
       {"score rows are limited by logit rows and come last", {with(prompt(20), &RunState::every_row), decode(1)}, {16, 6, 4}, "1:1 0:3"},
       {"no draw, no logit row", {with(prompt(3), &RunState::samples, false), decode(1)}, {16, 6, 1}, "1:1 0:3"},
@@ -68,7 +72,9 @@ TEST("scheduler: tables of states and plans") {
 
 TEST("scheduler: whatever the mix, limits hold, everyone gets on and the rows add up") {
   const StepLimits limits{10, 4, 3};
-  std::vector<RunState> runs = {prompt(50), prompt(7), with(prompt(23), &RunState::every_row), with(prompt(30), &RunState::alone), decode(), decode(), decode(), decode(), prompt(90)};
+  std::vector<RunState> runs = {
+      prompt(50), prompt(7), with(prompt(23), &RunState::every_row), with(prompt(30), &RunState::alone), decode(), decode(), decode(),
+      decode(),   prompt(90)};
   std::vector<int64_t> left;
   for (const RunState& r : runs) left.push_back(r.decoding ? 40 : r.rows_left);
   uint64_t step = 0;

@@ -1,3 +1,4 @@
+// Saved conversations go on with the same bits; damaged or foreign files are refused.
 #include "runtime/session_file.h"
 
 #include <filesystem>
@@ -50,7 +51,8 @@ TEST("session file: a restored conversation goes on with the bits of the saved o
           const auto sequence = engine->restore(path);
           CHECK(sequence->tokens() == tokens && sequence->length() == static_cast<int64_t>(tokens.size()) - 1);
           const auto fork = sequence->fork();
-          CHECK_MSG(same_run(*want, *run_to_end(*engine, on(sequence, some_ids(9, 2), 40))), name << ", " << length << " tokens, chunk " << chunk);
+          CHECK_MSG(same_run(*want, *run_to_end(*engine, on(sequence, some_ids(9, 2), 40))),
+                    name << ", " << length << " tokens, chunk " << chunk);
           // Going back is possible too, by computing again what the file did not hold.
           fork->rewind(1);
           const std::vector<int32_t> again(tokens.begin() + 1, tokens.end());
@@ -119,7 +121,8 @@ TEST("session file: however damaged, it is refused and nothing is lost") {
       CHECK_MSG(e.code() == ErrorCode::bad_file, what << ": " << e.what());
     }
   };
-  for (size_t cut : {size_t{0}, size_t{7}, size_t{100}, good.size() / 2, good.size() - 1}) refused(good.substr(0, cut), "cut at " + std::to_string(cut));
+  for (size_t cut : {size_t{0}, size_t{7}, size_t{100}, good.size() / 2, good.size() - 1})
+    refused(good.substr(0, cut), "cut at " + std::to_string(cut));
   uint64_t x = 1;
   for (int i = 0; i < 300; ++i) {
     x = x * 6364136223846793005u + 1442695040888963407u;

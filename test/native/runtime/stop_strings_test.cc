@@ -1,3 +1,4 @@
+// Stop strings against a plain search, however the text is cut.
 #include "runtime/stop_strings.h"
 
 #include <algorithm>

@@ -23,10 +23,10 @@ std::string show(std::span<const int32_t> ids) {
   return out + "]";
 }
 
-#define CHECK_IDS(got_expression, want_expression, text)                                                 \
-  do {                                                                                                   \
-    const Ids got_ = got_expression, want_ = want_expression;                                            \
-    CHECK_MSG(got_ == want_, json_quote(text) << ": got " << show(got_) << ", want " << show(want_));    \
+#define CHECK_IDS(got_expression, want_expression, text)                                              \
+  do {                                                                                                \
+    const Ids got_ = got_expression, want_ = want_expression;                                         \
+    CHECK_MSG(got_ == want_, json_quote(text) << ": got " << show(got_) << ", want " << show(want_)); \
   } while (0)
 
 std::string stream_text(const std::shared_ptr<const Tokenizer>& tokenizer, std::span<const int32_t> ids, bool special) {
@@ -107,7 +107,8 @@ TokenizerData random_vocabulary(std::mt19937& random, bool scored) {
   TokenizerData data = start_vocabulary(characters);
   const size_t first = data.pieces.size() - characters.size();
   for (size_t i = 0, want = 5 + pick(60); i < want; ++i) {
-    const std::string left = pick(9) == 0 && scored ? kAlphabet[pick(kAlphabet.size())] : data.pieces[first + pick(data.pieces.size() - first)];
+    const std::string left =
+        pick(9) == 0 && scored ? kAlphabet[pick(kAlphabet.size())] : data.pieces[first + pick(data.pieces.size() - first)];
     const std::string joined = left + data.pieces[first + pick(data.pieces.size() - first)];
     if (joined.size() > 24 || id_of(data, joined) >= 0) continue;
     add(data, joined, scored && pick(5) == 0 ? PieceType::unused : PieceType::normal);
@@ -125,7 +126,8 @@ TokenizerData random_vocabulary(std::mt19937& random, bool scored) {
   }
   for (int32_t l = static_cast<int32_t>(first); l < static_cast<int32_t>(data.pieces.size()); ++l) {
     for (int32_t r = static_cast<int32_t>(first); r < static_cast<int32_t>(data.pieces.size()); ++r) {
-      if (id_of(data, data.pieces[static_cast<size_t>(l)] + data.pieces[static_cast<size_t>(r)]) >= 0 && pick(4) != 0) data.merges.emplace_back(l, r);
+      if (id_of(data, data.pieces[static_cast<size_t>(l)] + data.pieces[static_cast<size_t>(r)]) >= 0 && pick(4) != 0)
+        data.merges.emplace_back(l, r);
     }
   }
   std::shuffle(data.merges.begin(), data.merges.end(), random);
@@ -133,7 +135,8 @@ TokenizerData random_vocabulary(std::mt19937& random, bool scored) {
 }
 
 std::string random_text(std::mt19937& random) {
-  static const std::vector<std::string> kBits = {"a", "b", "c", " ", "▁", "é", "漢", "<", ">", "<c>", "<ca", "💡", "\n", "  ", "a b", "<bos>", "aaaa"};
+  static const std::vector<std::string> kBits = {"a",   "b",   "c",  " ",  "▁",  "é",   "漢",    "<",   ">",
+                                                 "<c>", "<ca", "💡", "\n", "  ", "a b", "<bos>", "aaaa"};
   std::string text;
   const size_t alike = random() % 4;  // few different bits merge far
   for (size_t i = 0, n = random() % (random() % 5 == 0 ? 150 : 25); i < n; ++i) text += kBits[random() % (alike ? kBits.size() : 4)];
@@ -150,7 +153,8 @@ void check_random(bool scored, uint32_t seed) {
       const std::string text = random_text(random);
       for (const bool special : {false, true}) {
         const Ids got = tokenizer.encode(text, special), want = naive.encode(text, special);
-        CHECK_MSG(got == want, "round " << round << " special " << special << ' ' << json_quote(text) << ": got " << show(got) << ", want " << show(want));
+        CHECK_MSG(got == want, "round " << round << " special " << special << ' ' << json_quote(text) << ": got " << show(got) << ", want "
+                                        << show(want));
         for (const int32_t id : got) CHECK(special || !tokenizer.is_control(id));
         for (const int32_t id : got) CHECK(data.types[static_cast<size_t>(id)] != PieceType::unused);
         if (got != want) return;
@@ -191,7 +195,8 @@ TEST("tokenizer: parts merge as one text") {
   const Ids whole = t->encode(text, false);
   for (size_t cut = 0; cut <= text.size(); ++cut) {
     for (const bool first : {false, true}) {
-      const std::array<TextPart, 2> parts = {TextPart{std::string_view(text).substr(0, cut), first}, TextPart{std::string_view(text).substr(cut), !first}};
+      const std::array<TextPart, 2> parts = {TextPart{std::string_view(text).substr(0, cut), first},
+                                             TextPart{std::string_view(text).substr(cut), !first}};
       CHECK_IDS(t->encode(parts), whole, text);
     }
   }
@@ -201,10 +206,21 @@ TEST("tokenizer: parts merge as one text") {
 TEST("tokenizer: malformed UTF-8 is replaced before encoding") {
   const auto t = tiny();
   const std::string r = "\xEF\xBF\xBD";
-  const std::vector<std::pair<std::string, std::string>> cases = {
-      {"a\xff" "b", "a" + r + "b"},         {"\x80\x80", r + r},           {"\xe6\xbc", r},       {"\xe6\xbc" "a", r + "a"},
-      {"\xf0\x9f\x92", r},                  {"\xc0\xaf", r + r},           {"\xed\xa0\x80", r + r + r}, {"\xf4\x90\x80\x80", r + r + r + r},
-      {"\xf0\x80\x80", r + r + r},          {"\xe6\xbc\xe6\xbc\xa2", r + "漢"}, {"\xc3", r}};
+  const std::vector<std::pair<std::string, std::string>> cases = {{"a\xff"
+                                                                   "b",
+                                                                   "a" + r + "b"},
+                                                                  {"\x80\x80", r + r},
+                                                                  {"\xe6\xbc", r},
+                                                                  {"\xe6\xbc"
+                                                                   "a",
+                                                                   r + "a"},
+                                                                  {"\xf0\x9f\x92", r},
+                                                                  {"\xc0\xaf", r + r},
+                                                                  {"\xed\xa0\x80", r + r + r},
+                                                                  {"\xf4\x90\x80\x80", r + r + r + r},
+                                                                  {"\xf0\x80\x80", r + r + r},
+                                                                  {"\xe6\xbc\xe6\xbc\xa2", r + "漢"},
+                                                                  {"\xc3", r}};
   for (const auto& [bad, mended] : cases) CHECK_IDS(t->encode(bad, false), t->encode(mended, false), mended);
   // Defects before, between and after special parts leave the parts what they are.
   const std::array<TextPart, 5> parts = {TextPart{"\xff<bos>", false}, TextPart{"<bos>\xe6", true}, TextPart{"\xbc\xa2<eos>", false},
@@ -213,7 +229,8 @@ TEST("tokenizer: malformed UTF-8 is replaced before encoding") {
   CHECK(std::count(ids.begin(), ids.end(), t->bos_id()) == 1);
   CHECK(std::count(ids.begin(), ids.end(), t->eos_id()) == 1);
   CHECK(t->decode(ids, true) == r + "<bos><bos>漢<eos>" + r + "<eos>" + r);
-  const std::array<TextPart, 4> cut = {TextPart{"\xff<bos", true}, TextPart{">\xff<", false}, TextPart{"bos>", true}, TextPart{"\xe6", false}};
+  const std::array<TextPart, 4> cut = {TextPart{"\xff<bos", true}, TextPart{">\xff<", false}, TextPart{"bos>", true},
+                                       TextPart{"\xe6", false}};
   for (const int32_t id : t->encode(cut)) CHECK(!t->is_control(id));
 }
 
@@ -232,9 +249,12 @@ TEST("tokenizer: decoding replaces a bad run of bytes byte by byte, streaming al
   for (int round = 0; round < 300; ++round) {
     Ids ids;
     for (size_t i = 0, n = random() % 40; i < n; ++i) {
-      if (random() % 2) ids.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(t->size())));
-      else if (random() % 2) ids.push_back(static_cast<int32_t>(7 + random() % 256));
-      else for (const int32_t id : bytes("💡")) ids.push_back(id);
+      if (random() % 2)
+        ids.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(t->size())));
+      else if (random() % 2)
+        ids.push_back(static_cast<int32_t>(7 + random() % 256));
+      else
+        for (const int32_t id : bytes("💡")) ids.push_back(id);
     }
     for (const bool special : {false, true}) CHECK(stream_text(t, ids, special) == t->decode(ids, special));
   }
@@ -295,7 +315,8 @@ TEST("tokenizer: vocabularies that contradict themselves") {
   CHECK_THROWS(Tokenizer(with([](auto& d) { d.bos_id = 300; })), ErrorCode::bad_file, "bos");
   CHECK_THROWS(Tokenizer(with([](auto& d) { d.merges = {{258, 259}}; })), ErrorCode::bad_file, "'ab'");
   CHECK_THROWS(Tokenizer(with([](auto& d) { d.merges = {{258, 9999}}; })), ErrorCode::bad_file, "9999");
-  CHECK_THROWS(Tokenizer(with([](auto& d) { d.pieces[2 + 0x80] = "x", d.types[2 + 0x80] = PieceType::normal; })), ErrorCode::unsupported, "byte 128");
+  CHECK_THROWS(Tokenizer(with([](auto& d) { d.pieces[2 + 0x80] = "x", d.types[2 + 0x80] = PieceType::normal; })), ErrorCode::unsupported,
+               "byte 128");
 }
 
 }  // namespace
