@@ -35,7 +35,7 @@ uint64_t checksum(uint64_t hash, const void* data, int64_t bytes) {
     mix(word);
   }
   uint64_t last = 0;
-  std::memcpy(&last, p, static_cast<size_t>(bytes));
+  if (bytes > 0) std::memcpy(&last, p, static_cast<size_t>(bytes));
   mix(last);
   return hash;
 }

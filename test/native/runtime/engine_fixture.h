@@ -202,7 +202,7 @@ inline std::shared_ptr<Recorder> run_to_end(Engine& engine, RunRequest request) 
 
 template <typename T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 // Same tokens and the same logits behind them, bit for bit.
