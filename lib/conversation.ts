@@ -94,6 +94,7 @@ export class Chat {
     if (system !== undefined && messages[0]?.role === 'system') throw invalid('chat: system is given twice, as an option and as the first message')
     const last = messages.at(-1)?.role
     if (last === 'user') throw invalid('chat: messages must end with an answer; give the last user message to send()')
+    refuseImages(messages)
     this.#model = model
     this.#options = rest
     this.#history = from?.history ?? new History()
@@ -331,7 +332,7 @@ function checkMarkers(tokenizer: Tokenizer): void {
 
 function refuseImages(messages: readonly Message[]): void {
   if (messages.some(({ content }) => typeof content !== 'string' && content.some((item) => item.type === 'image'))) {
-    throw new LapidaryError('unsupported', "send: images need the model's vision part, which is not loaded; send text")
+    throw new LapidaryError('unsupported', "chat: images need the model's vision part, which is not loaded; send text")
   }
 }
 

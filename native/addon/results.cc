@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <system_error>
+#include <thread>
 
 namespace lapidary::addon {
 
@@ -10,16 +13,18 @@ namespace {
 
 // Below this a copy is cheaper than a finaliser.
 constexpr size_t kSmallBytes = 64 << 10;
+// From here on giving memory back to the system takes a noticeable part of a millisecond.
+constexpr size_t kLargeBytes = 4 << 20;
 
-// The memory of one external array buffer, and where to send it when the buffer is collected.
-struct Lent {
-  std::shared_ptr<Environment> environment;
-  std::shared_ptr<std::vector<float>> values;
-};
-
+// Frees the memory of an external array buffer. Runs also while the environment ends, before this addon is told: so neither
+// Node-API nor Node's thread pool may be used here.
 void take_back(napi_env, void*, void* hint) {
-  const std::unique_ptr<Lent> lent(static_cast<Lent*>(hint));
-  lent->environment->release_elsewhere(std::move(lent->values));
+  std::unique_ptr<std::vector<float>> values(static_cast<std::vector<float>*>(hint));
+  if (values->size() * sizeof(float) < kLargeBytes) return;
+  try {
+    std::thread([values = std::move(values)] {}).detach();
+  } catch (const std::system_error&) {  // no thread to be had: freed here
+  }
 }
 
 double number(int64_t value) { return static_cast<double>(value); }
@@ -53,12 +58,10 @@ Napi::Array id_array(Napi::Env env, std::span<const int32_t> ids) {
 Napi::Value float_array(Napi::Env env, std::vector<float> values) {
   const size_t length = values.size(), bytes = length * sizeof(float);
   if (bytes <= kSmallBytes) return copied_array(env, napi_float32_array, values.data(), length);
-  auto lent =
-      std::make_unique<Lent>(Lent{Environment::of(env).shared_from_this(), std::make_shared<std::vector<float>>(std::move(values))});
-  float* data = lent->values->data();
+  auto lent = std::make_unique<std::vector<float>>(std::move(values));
   napi_value buffer = nullptr;
-  if (napi_create_external_arraybuffer(env, data, bytes, take_back, lent.get(), &buffer) != napi_ok) {
-    return copied_array(env, napi_float32_array, data, length);  // runtimes that confine array memory refuse
+  if (napi_create_external_arraybuffer(env, lent->data(), bytes, take_back, lent.get(), &buffer) != napi_ok) {
+    return copied_array(env, napi_float32_array, lent->data(), length);  // runtimes that confine array memory refuse
   }
   static_cast<void>(lent.release());  // take_back owns it
   return typed_array(env, napi_float32_array, length, buffer);

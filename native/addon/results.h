@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "addon/environment.h"
+#include "addon/errors.h"
 #include "model/config.h"
 #include "model/weights.h"
 #include "runtime/engine.h"

@@ -270,6 +270,8 @@ test('what a chat refuses', async () => {
   await assert.rejects(chat.send('y').result, failsWith('invalid_argument', /System role not supported/))
   assert.throws(() => chat.send(5), failsWith('invalid_argument', /content/))
   assert.throws(() => chat.send([{ type: 'image' }]), failsWith('unsupported', /vision/))
+  const pictured = [{ role: 'user', content: [{ type: 'image' }] }, { role: 'assistant', content: 'x' }]
+  assert.throws(() => model.chat({ messages: pictured }), failsWith('unsupported', /vision/))
   await chat.close()
   await chat.close()
   assert.throws(() => chat.send('x'), failsWith('disposed'))

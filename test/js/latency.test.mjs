@@ -5,15 +5,15 @@ import path from 'node:path'
 import test from 'node:test'
 import { fileURLToPath } from 'node:url'
 
-test('the event loop is never held up for 5 ms', (t) => {
+test('the event loop is never held up for 5 ms', () => {
   const script = path.join(path.dirname(fileURLToPath(import.meta.url)), 'event-loop.mjs')
-  // A busy machine delays every process now and then: the best of a few runs is the library's own share.
+  // A busy machine delays every process, an idle one too: what counts is the library's own share, in the best of a few runs.
   const best = {}
-  const held = () => Object.entries(best).filter(([phase, ms]) => phase !== 'idle' && !(ms < 5))
+  const machine = () => (best.idle < 5 ? 0 : 2 * best.idle)
+  const held = () => Object.entries(best).filter(([phase, ms]) => phase !== 'idle' && !(ms < machine() + 5))
   for (let i = 0; i < 6 && (i === 0 || held().length > 0); i++) {
     const seen = JSON.parse(execFileSync(process.execPath, [script, 'measure'], { encoding: 'utf8' }))
     for (const [phase, ms] of Object.entries(seen)) best[phase] = Math.min(best[phase] ?? Infinity, ms)
   }
-  if (held().length > 0 && best.idle >= 5) return t.skip(`this machine is too busy: it held up even an idle process, by ${best.idle} ms`)
   assert.deepEqual(held(), [], JSON.stringify(best))
 })
