@@ -25,7 +25,7 @@
     "conditions": [
       ["werror==1", {"cflags_cc": ["-Werror"]}],
       ["sanitize==''", {"cflags_cc": ["-O3"], "defines": ["NDEBUG"]}, {
-        "cflags_cc": ["-O1", "-g", "-fsanitize=<(sanitize)", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"],
+        "cflags_cc": ["-O2", "-g1", "-fsanitize=<(sanitize)", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"],
         "ldflags": ["-fsanitize=<(sanitize)"],
       }],
     ],
@@ -80,7 +80,8 @@
         "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_CPP_EXCEPTIONS", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS", "LAPIDARY_VERSION=\"<(version)\""],
         "conditions": [
           ["OS=='linux'", {
-            "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-Wl,-z,now"],
+            # nodelete: a worker thread that ends must not unload code that another thread may still be in.
+            "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-Wl,-z,now", "-Wl,-z,nodelete"],
             "libraries": ["-ldl", "-lpthread"],
           }],
         ],

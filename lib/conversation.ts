@@ -3,7 +3,7 @@
 import { type ChatFamily, type ChatPart, type Message, readContent, readMessages, renderChat, stripText } from './chat.js'
 import { LapidaryError, awaitNative, callNative, callSite, invalid } from './errors.js'
 import { type GenerateOptions, type GenerateResult, readGeneration } from './generation.js'
-import type { ModelInfo } from './model.js'
+import type { ModelInfo } from './info.js'
 import type { NativeModel, NativeSequence } from './native.js'
 import { choice, readOptions, string } from './options.js'
 import { Run, disposed } from './run.js'

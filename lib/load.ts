@@ -2,8 +2,9 @@
 
 import { awaitNative, callSite, invalid } from './errors.js'
 import { type DeviceChoice, resolveDevice } from './devices.js'
+import type { ModelInfo } from './info.js'
 import { native } from './loader.js'
-import { Model, type ModelInfo } from './model.js'
+import { Model } from './model.js'
 import type { NativeLoadOptions } from './native.js'
 import { callback, choice, integer, readOptions, signal, string } from './options.js'
 

@@ -45,8 +45,12 @@ class ModelState final : public Closable {
     } catch (...) {
       // Joining a thread that ended already: nothing is left to stop.
     }
-    std::lock_guard lock(mutex_);
-    closing_.reset();
+    {
+      std::lock_guard lock(mutex_);
+      closing_.reset();
+    }
+    engine.reset();
+    return_free_memory();
   }
 
  private:

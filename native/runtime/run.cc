@@ -187,6 +187,7 @@ std::shared_ptr<RunObserver> RunImpl::release() {
   sequence_->end_run();
   sequence_.reset();
   request_.sequence.reset();
+  text_.reset();  // the tokenizer is not kept by those who keep the run
   return std::move(request_.observer);
 }
 

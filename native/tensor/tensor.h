@@ -75,4 +75,7 @@ struct Buffer {
 // Uninitialised host memory; throws Error(out_of_memory) naming the size.
 Buffer allocate_host(size_t bytes);
 
+// Gives what the heap keeps of freed memory back to the system, where that can be asked for: worth it when a model has closed.
+void return_free_memory();
+
 }  // namespace lapidary

@@ -16,6 +16,13 @@
 
 namespace lapidary::test {
 
+// Sanitized builds are some twenty times slower: what is merely long is shorter there.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
 inline const char* const kBackendNames[] = {"reference", "cpu"};
 
 inline std::shared_ptr<Backend> backend_named(const std::string& name) {
@@ -133,6 +140,10 @@ class Recorder : public RunObserver {
   size_t count() {
     const std::lock_guard lock(mutex_);
     return tokens.size();
+  }
+  bool has_ended() {
+    const std::lock_guard lock(mutex_);
+    return ended;
   }
   void wait() {
     std::unique_lock lock(mutex_);

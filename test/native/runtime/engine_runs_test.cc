@@ -466,6 +466,9 @@ TEST("runs: many threads submit, abort, fork and forget at once") {
         if ((t + i) % 2) r.sequence = engine->new_sequence();
         const Started s = start(*engine, r);
         if ((t + i) % 3 == 0) s.run->abort();
+        while (r.sequence && !s.seen->has_ended()) {  // the state of the moment
+          if (r.sequence->length() > static_cast<int64_t>(r.sequence->tokens().size()) || r.sequence->bytes() < 0) ++wrong;
+        }
         s.seen->wait();
         if (s.seen->error || (s.seen->outcome.reason != FinishReason::aborted && s.seen->tokens != want->tokens)) ++wrong;
         if (r.sequence) {

@@ -81,6 +81,7 @@ TEST("engine: logits and hidden states are the golden ones, the same bits with a
 TEST("engine: alone or among eight others, tokens and logits are the same bits") {
   for (const char* backend : kBackendNames) {
     for (const Precision precision : {Precision::f32, Precision::bf16}) {
+      if (kSanitized && precision == Precision::bf16) continue;
       const Model model = golden_model("gemma3-tiny", backend);
       EngineOptions options = f32_options(48);
       options.precision = precision;
@@ -154,8 +155,9 @@ TEST("engine: a context of 20,000 tokens equals one step over all of them, at sa
   longer->config.max_positions = 20480;
   model.weights = longer;
   const int64_t vocab = model.weights->config.vocab;
-  const std::vector<int32_t> ids = some_ids(20000, 8, static_cast<int32_t>(vocab));
-  const std::vector<int32_t> sampled = {63, 64, 65, 2047, 2048, 9999, 16384, 19999};  // positions
+  std::vector<int32_t> sampled = {63, 64, 65, 2047, 2048, 9999, 16384, 19999};  // positions
+  if (kSanitized) sampled.resize(5);
+  const std::vector<int32_t> ids = some_ids(static_cast<size_t>(sampled.back()) + 1, 8, static_cast<int32_t>(vocab));
 
   EngineOptions options = f32_options(256);
   const auto engine = model.engine(options);
