@@ -17,7 +17,7 @@ enum class ErrorCode {
   cuda,
   disposed,
   aborted,
-  internal,          // a defect of ours
+  internal,  // a defect of ours
 };
 
 std::string_view code_name(ErrorCode code);
@@ -43,7 +43,8 @@ template <typename... Parts>
 // `expect(ok, code, parts...)` fails unless ok. For what callers and files control; our own invariants use assert.
 template <typename... Parts>
 void expect(bool ok, ErrorCode code, const Parts&... parts) {
-  if (!ok) [[unlikely]] fail(code, parts...);
+  if (!ok) [[unlikely]]
+    fail(code, parts...);
 }
 
 }  // namespace lapidary

@@ -23,7 +23,7 @@ class GgufFile {
 
   const std::string& path() const { return path_; }
   const std::map<std::string, GgufValue>& metadata() const { return metadata_; }
-  const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }          // shapes outermost first ([out, in])
+  const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }           // shapes outermost first ([out, in])
   const std::map<std::string, std::string>& other_dtypes() const { return other_dtypes_; }  // ggml types without a DType
 
   const GgufValue* find(std::string_view key) const;

@@ -18,18 +18,18 @@ class JsonReader {
   // `what` names the file in errors. `text` must outlive the reader.
   JsonReader(std::string_view text, std::string_view what);
 
-  Type peek();                      // type of the value at hand
+  Type peek();  // type of the value at hand
   void begin_object();
   bool next_key(std::string& key);  // false at the closing brace, which is consumed
   void begin_array();
-  bool next_element();              // false at the closing bracket, which is consumed
-  void string(std::string& out);    // unescaped, valid UTF-8
+  bool next_element();            // false at the closing bracket, which is consumed
+  void string(std::string& out);  // unescaped, valid UTF-8
   double number();
-  int64_t integer();                // a number without fraction that fits
+  int64_t integer();  // a number without fraction that fits
   bool boolean();
   void null();
-  void skip();                      // any value, whole, checked all the same
-  void end();                       // only white space may remain
+  void skip();  // any value, whole, checked all the same
+  void end();   // only white space may remain
   [[noreturn]] void fail_here(std::string_view problem) const;
 
  private:
@@ -52,7 +52,7 @@ class JsonValue {
 
   Type type() const { return type_; }
   bool is(Type t) const { return type_ == t; }
-  bool boolean() const;               // these five throw bad_file when the type is another
+  bool boolean() const;  // these five throw bad_file when the type is another
   double number() const;
   int64_t integer() const;
   const std::string& string() const;

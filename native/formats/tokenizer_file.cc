@@ -383,8 +383,8 @@ void read_config(const std::string& path, const TokenizerJson& vocabulary, Token
 }  // namespace
 
 bool is_control_name(std::string_view piece) {
-  constexpr std::array<std::string_view, 9> kNames = {"<pad>",         "<eos>",            "<bos>",          "<unk>",           "<start_of_turn>",
-                                                      "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"};
+  constexpr std::array<std::string_view, 9> kNames = {
+      "<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"};
   return std::find(kNames.begin(), kNames.end(), piece) != kNames.end();
 }
 

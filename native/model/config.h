@@ -20,25 +20,25 @@ struct LayerConfig {
 
 struct RopeConfig {
   double base = 10000;
-  double factor = 1;           // linear scaling: inv_freq / factor
+  double factor = 1;  // linear scaling: inv_freq / factor
 };
 
 struct ModelConfig {
-  std::string family;          // "gemma2" or "gemma3": for people, chat format and file writing; never tested by the math
+  std::string family;  // "gemma2" or "gemma3": for people, chat format and file writing; never tested by the math
   int64_t num_layers = 0, hidden = 0, ffn = 0, vocab = 0;
   int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0;
   int64_t max_positions = 0;
-  double query_scale = 0;      // attention scale, query_pre_attn_scalar^-0.5
+  double query_scale = 0;                           // attention scale, query_pre_attn_scalar^-0.5
   double attention_softcap = 0, final_softcap = 0;  // 0: none
   bool qk_norm = false;
   double norm_eps = 1e-6;
-  float norm_offset = 1;       // see ops Norm
+  float norm_offset = 1;  // see ops Norm
   std::vector<RopeConfig> ropes;
   std::vector<LayerConfig> layers;
-  bool tied_head = true;         // false: the file must hold a head of its own; a tied one may still, see weights.h
+  bool tied_head = true;  // false: the file must hold a head of its own; a tied one may still, see weights.h
   int32_t bos_id = 2, pad_id = 0;
-  std::vector<int32_t> eos_ids;  // config and generation_config together
-  bool has_vision = false;       // a vision tower is in the checkpoint, not loaded
+  std::vector<int32_t> eos_ids;    // config and generation_config together
+  bool has_vision = false;         // a vision tower is in the checkpoint, not loaded
   std::vector<std::string> notes;  // what a user should know, one sentence each ("vision tower present, not loaded")
 
   // generation_config.json's sampling defaults; negative or 0 where absent.

@@ -20,9 +20,9 @@ struct StepSpan {
 };
 
 struct StepBatch {
-  std::span<const int32_t> ids;        // [tokens]
-  std::span<const int32_t> positions;  // [tokens]
-  std::span<const StepSpan> spans;     // cover the rows in order
+  std::span<const int32_t> ids;         // [tokens]
+  std::span<const int32_t> positions;   // [tokens]
+  std::span<const StepSpan> spans;      // cover the rows in order
   std::span<const int32_t> logit_rows;  // rows whose logits are wanted, ascending
 };
 
@@ -38,19 +38,19 @@ class StepScratch {
 
   int64_t max_tokens, max_logit_rows;
   Precision precision;
-  Tensor x;                        // f32 [max_tokens, hidden]
+  Tensor x;  // f32 [max_tokens, hidden]
   Workspace ws;
-  std::vector<Tensor> cos, sin;    // per rope kind, f32 [max_tokens, head_dim / 2]
+  std::vector<Tensor> cos, sin;              // per rope kind, f32 [max_tokens, head_dim / 2]
   std::vector<std::vector<float>> inv_freq;  // per rope kind
-  Tensor selected, selected_normed;  // f32, act [max_logit_rows, hidden]
-  Tensor logits;                   // f32 [max_logit_rows, vocab]
+  Tensor selected, selected_normed;          // f32, act [max_logit_rows, hidden]
+  Tensor logits;                             // f32 [max_logit_rows, vocab]
 
  private:
   std::vector<Buffer> owned_;
 };
 
 // Returns logits f32 [logit_rows.size(), vocab], a view into the scratch. `stop`, polled between layers, ends early with Error(aborted).
-Tensor forward(Backend& backend, const ModelWeights& weights, const StepBatch& batch, StepScratch& scratch, const HiddenObserver& observe = {},
-               const std::function<bool()>& stop = {});
+Tensor forward(Backend& backend, const ModelWeights& weights, const StepBatch& batch, StepScratch& scratch,
+               const HiddenObserver& observe = {}, const std::function<bool()>& stop = {});
 
 }  // namespace lapidary

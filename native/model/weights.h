@@ -13,18 +13,18 @@ namespace lapidary {
 
 struct LayerWeights {
   Norm input_norm, post_attention_norm, pre_ffn_norm, post_ffn_norm;
-  Norm q_norm, k_norm;            // weight empty when the model has none
+  Norm q_norm, k_norm;  // weight empty when the model has none
   Linear q, k, v, o, gate, up, down;
 };
 
 struct ModelWeights {
   ModelConfig config;
-  Linear embedding;               // [vocab, hidden]
-  Linear head;                    // the same tensor when tied
+  Linear embedding;  // [vocab, hidden]
+  Linear head;       // the same tensor when tied
   Norm final_norm;
   std::vector<LayerWeights> layers;
-  int64_t file_bytes = 0;         // bytes of the tensors in use
-  std::vector<Buffer> owned;      // norms and whatever was converted
+  int64_t file_bytes = 0;     // bytes of the tensors in use
+  std::vector<Buffer> owned;  // norms and whatever was converted
 };
 
 // done, total in bytes; called on the loading thread.

@@ -24,7 +24,7 @@ inline constexpr int64_t kPageTokens = 64;       // positions per KV page
 
 // y = x · weightᵀ. The weight stays in its storage dtype (f32, bf16, f16 or a block kind) and is computed on as such.
 struct Linear {
-  Tensor weight;                    // [out, in]
+  Tensor weight;                     // [out, in]
   std::shared_ptr<const void> keep;  // owns the memory behind `weight` (mapping or buffer)
   int64_t out() const { return weight.shape[0]; }
   int64_t in() const { return weight.shape[1]; }
@@ -32,8 +32,8 @@ struct Linear {
 
 // y = x * rsqrt(mean(x^2) + eps) * (offset + weight), in f32.
 struct Norm {
-  Tensor weight;      // f32 [dim]
-  float offset = 1;   // 1 where weights are stored around 0 (safetensors), 0 where they are stored whole (GGUF)
+  Tensor weight;     // f32 [dim]
+  float offset = 1;  // 1 where weights are stored around 0 (safetensors), 0 where they are stored whole (GGUF)
   float eps = 1e-6f;
 };
 
@@ -57,9 +57,9 @@ struct AttentionSpan {
 
 struct AttentionShape {
   int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0;
-  float scale = 1;              // multiplies q·k
-  float softcap = 0;            // s = softcap * tanh(s / softcap); 0 = none
-  int64_t window = kNoWindow;   // keys visible to a query, itself included: key k is visible to query q iff q - window < k <= q
+  float scale = 1;             // multiplies q·k
+  float softcap = 0;           // s = softcap * tanh(s / softcap); 0 = none
+  int64_t window = kNoWindow;  // keys visible to a query, itself included: key k is visible to query q iff q - window < k <= q
 };
 
 // What attend() needs per layer besides the projections.
@@ -67,7 +67,7 @@ struct AttendParams {
   AttentionShape shape;
   const Norm* q_norm = nullptr;  // null: no QK-norm
   const Norm* k_norm = nullptr;
-  Tensor cos, sin;               // f32 [tokens, head_dim / 2], from rope_angles, of this layer's kind
+  Tensor cos, sin;  // f32 [tokens, head_dim / 2], from rope_angles, of this layer's kind
   std::span<const AttentionSpan> spans;
 };
 
@@ -88,14 +88,15 @@ class Backend {
   virtual std::string_view name() const = 0;  // "reference", "cpu", "cuda"
 
   // --- memory -----------------------------------------------------------------------------------------------------
-  virtual Buffer allocate(size_t bytes);                             // on the device, uninitialised, 64-byte aligned
-  virtual void upload(const Tensor& dst, const void* host_src);      // dst.bytes() bytes
-  virtual void download(void* host_dst, const Tensor& src);          // src.bytes() bytes; waits for the work before it
+  virtual Buffer allocate(size_t bytes);                         // on the device, uninitialised, 64-byte aligned
+  virtual void upload(const Tensor& dst, const void* host_src);  // dst.bytes() bytes
+  virtual void download(void* host_dst, const Tensor& src);      // src.bytes() bytes; waits for the work before it
   // Takes a host weight [out, in] (unaligned is fine) and gives it the form this backend computes on. `keep` owns its memory.
   virtual Linear make_linear(const Tensor& host_weight, std::shared_ptr<const void> keep);
 
   // --- primitives -------------------------------------------------------------------------------------------------
-  // out[t] = table[ids[t]] * scale. ids: i32 [tokens], each in [0, vocab) (the caller checks). table [vocab, hidden]; out f32 [tokens, hidden].
+  // out[t] = table[ids[t]] * scale. ids: i32 [tokens], each in [0, vocab) (the caller checks). table [vocab, hidden]; out f32 [tokens,
+  // hidden].
   virtual void embed(std::span<const int32_t> ids, const Linear& table, float scale, const Tensor& out) = 0;
   // x f32 [rows, dim] -> out act [rows, dim]; may be in place when out is f32.
   virtual void rms_norm(const Tensor& x, const Norm& norm, const Tensor& out) = 0;
@@ -107,8 +108,8 @@ class Backend {
   virtual void rope(const Tensor& x, const Tensor& cos, const Tensor& sin) = 0;
   // Stores k, v f32 [tokens, num_kv_heads, head_dim] at the spans' positions, rounded to the cache's dtype.
   virtual void append_kv(const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans, const AttentionShape& shape) = 0;
-  // q f32 [tokens, num_heads, head_dim] over the cache, whose rows up to each query's position are filled -> out act [tokens, num_heads * head_dim].
-  // Query head n uses KV head n / (num_heads / num_kv_heads). Softmax in f32.
+  // q f32 [tokens, num_heads, head_dim] over the cache, whose rows up to each query's position are filled -> out act [tokens, num_heads *
+  // head_dim]. Query head n uses KV head n / (num_heads / num_kv_heads). Softmax in f32.
   virtual void attention(const Tensor& q, std::span<const AttentionSpan> spans, const AttentionShape& shape, const Tensor& out) = 0;
   // out = gelu_tanh(gate) * up, elementwise: f32, f32 -> act.
   virtual void geglu(const Tensor& gate, const Tensor& up, const Tensor& out) = 0;
@@ -129,7 +130,8 @@ class Backend {
   // x += post_norm(attended · woᵀ).
   virtual void attention_output(const Linear& wo, const Norm& post_norm, const Tensor& x, Workspace& ws);
   // x += post_norm((gelu(m · gateᵀ) * (m · upᵀ)) · downᵀ), m = pre_norm(x).
-  virtual void feed_forward(const Tensor& x, const Norm& pre_norm, const Linear& gate, const Linear& up, const Linear& down, const Norm& post_norm, Workspace& ws);
+  virtual void feed_forward(const Tensor& x, const Norm& pre_norm, const Linear& gate, const Linear& up, const Linear& down,
+                            const Norm& post_norm, Workspace& ws);
   // logits [n, vocab] = soft_cap(norm(x) · headᵀ); x f32 [n, hidden], normed act [n, hidden]; softcap 0 = none.
   virtual void logits(const Tensor& x, const Norm& norm, const Linear& head, float softcap, const Tensor& normed, const Tensor& out);
 

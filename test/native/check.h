@@ -37,42 +37,41 @@ double relative_error(std::span<const float> got, std::span<const float> want);
 
 #define LAPIDARY_CONCAT2(a, b) a##b
 #define LAPIDARY_CONCAT(a, b) LAPIDARY_CONCAT2(a, b)
-#define TEST(name)                                                                                     \
-  static void LAPIDARY_CONCAT(test_body_, __LINE__)();                                                 \
-  static const int LAPIDARY_CONCAT(test_case_, __LINE__) =                                             \
-      ::lapidary::test::add_case(name, LAPIDARY_CONCAT(test_body_, __LINE__));                         \
+#define TEST(name)                                                                                                                  \
+  static void LAPIDARY_CONCAT(test_body_, __LINE__)();                                                                              \
+  static const int LAPIDARY_CONCAT(test_case_, __LINE__) = ::lapidary::test::add_case(name, LAPIDARY_CONCAT(test_body_, __LINE__)); \
   static void LAPIDARY_CONCAT(test_body_, __LINE__)()
 
-#define CHECK(condition)                                                                               \
-  do {                                                                                                 \
-    if (!(condition)) ::lapidary::test::record_failure(__FILE__, __LINE__, #condition);                \
+#define CHECK(condition)                                                                \
+  do {                                                                                  \
+    if (!(condition)) ::lapidary::test::record_failure(__FILE__, __LINE__, #condition); \
   } while (0)
-#define CHECK_MSG(condition, message)                                                                  \
-  do {                                                                                                 \
-    if (!(condition)) {                                                                                \
-      std::ostringstream os_;                                                                          \
-      os_ << #condition << ": " << message;                                                            \
-      ::lapidary::test::record_failure(__FILE__, __LINE__, os_.str());                                 \
-    }                                                                                                  \
+#define CHECK_MSG(condition, message)                                  \
+  do {                                                                 \
+    if (!(condition)) {                                                \
+      std::ostringstream os_;                                          \
+      os_ << #condition << ": " << message;                            \
+      ::lapidary::test::record_failure(__FILE__, __LINE__, os_.str()); \
+    }                                                                  \
   } while (0)
-#define REQUIRE(condition)                                                                             \
-  do {                                                                                                 \
-    if (!(condition)) {                                                                                \
-      ::lapidary::test::record_failure(__FILE__, __LINE__, #condition);                                \
-      throw ::lapidary::test::LeaveCase{};                                                             \
-    }                                                                                                  \
+#define REQUIRE(condition)                                              \
+  do {                                                                  \
+    if (!(condition)) {                                                 \
+      ::lapidary::test::record_failure(__FILE__, __LINE__, #condition); \
+      throw ::lapidary::test::LeaveCase{};                              \
+    }                                                                   \
   } while (0)
 #define CHECK_CLOSE(got, want, rtol, atol) ::lapidary::test::expect_close(__FILE__, __LINE__, got, want, rtol, atol)
 // The expression throws Error with that code, and the message contains `part`.
-#define CHECK_THROWS(expression, error_code, part)                                                     \
-  do {                                                                                                 \
-    bool threw_ = false;                                                                               \
-    try {                                                                                              \
-      (void)(expression);                                                                              \
-    } catch (const ::lapidary::Error& e_) {                                                            \
-      threw_ = true;                                                                                   \
+#define CHECK_THROWS(expression, error_code, part)                                                                    \
+  do {                                                                                                                \
+    bool threw_ = false;                                                                                              \
+    try {                                                                                                             \
+      (void)(expression);                                                                                             \
+    } catch (const ::lapidary::Error& e_) {                                                                           \
+      threw_ = true;                                                                                                  \
       CHECK_MSG(e_.code() == (error_code), "code " << ::lapidary::code_name(e_.code()) << ", message " << e_.what()); \
-      CHECK_MSG(std::string(e_.what()).find(part) != std::string::npos, "message was: " << e_.what()); \
-    }                                                                                                  \
-    CHECK_MSG(threw_, "nothing thrown by " #expression);                                               \
+      CHECK_MSG(std::string(e_.what()).find(part) != std::string::npos, "message was: " << e_.what());                \
+    }                                                                                                                 \
+    CHECK_MSG(threw_, "nothing thrown by " #expression);                                                              \
   } while (0)
