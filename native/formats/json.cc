@@ -97,6 +97,12 @@ std::string_view number_text(std::string_view text) {
   return text.substr(0, i);
 }
 
+void expect_type(JsonValue::Type want, JsonValue::Type got) {
+  expect(got == want, ErrorCode::bad_file, "expected ", type_name(want), ", found ", type_name(got));
+}
+
+}  // namespace
+
 const char* type_name(JsonValue::Type type) {
   switch (type) {
     case JsonValue::Type::object:
@@ -114,12 +120,6 @@ const char* type_name(JsonValue::Type type) {
   }
   return "a value";
 }
-
-void expect_type(JsonValue::Type want, JsonValue::Type got) {
-  expect(got == want, ErrorCode::bad_file, "expected ", type_name(want), ", found ", type_name(got));
-}
-
-}  // namespace
 
 JsonReader::JsonReader(std::string_view text, std::string_view what) : text_(text), what_(what) {}
 

@@ -45,6 +45,9 @@ class JsonReader {
   bool first_ = false;  // the next key or element is the first of its container
 };
 
+// For messages: "an object", "a number", "null" ...
+const char* type_name(JsonReader::Type type);
+
 // A parsed value. Objects keep the order of the file; a duplicate key is bad_file.
 class JsonValue {
  public:

@@ -16,31 +16,13 @@ constexpr int64_t kMaxPositions = int64_t{1} << 30;
 constexpr int64_t kMaxLayers = 4096;
 constexpr double kMaxNumber = 1e12;
 
-const char* type_text(const JsonValue& value) {
-  switch (value.type()) {
-    case JsonValue::Type::object:
-      return "an object";
-    case JsonValue::Type::array:
-      return "an array";
-    case JsonValue::Type::string:
-      return "a string";
-    case JsonValue::Type::number:
-      return "a number";
-    case JsonValue::Type::boolean:
-      return "a boolean";
-    case JsonValue::Type::null:
-      return "null";
-  }
-  return "?";
-}
-
 // One object of a config file: typed look-ups whose errors name the file and the key. Null counts as absent.
 class Fields {
  public:
   Fields(const JsonValue& object, std::string path, std::string prefix = "")
       : object_(object), path_(std::move(path)), prefix_(std::move(prefix)) {
     expect(object.is(JsonValue::Type::object), ErrorCode::bad_file, path_, ": expected an object", prefix_.empty() ? "" : " at ", prefix_,
-           ", found ", type_text(object));
+           ", found ", type_name(object.type()));
   }
 
   const std::string& path() const { return path_; }
@@ -64,7 +46,7 @@ class Fields {
     return checked_integer(key, *value, low, high);
   }
   int64_t checked_integer(std::string_view key, const JsonValue& value, int64_t low, int64_t high) const {
-    if (!value.is(JsonValue::Type::number)) wrong(key, "an integer", type_text(value));
+    if (!value.is(JsonValue::Type::number)) wrong(key, "an integer", type_name(value.type()));
     const double number = value.number();
     if (!(number >= static_cast<double>(low) && number <= static_cast<double>(high)) || number != std::floor(number)) {
       fail(ErrorCode::bad_file, path_, ": ", name(key), " is ", number, ", expected an integer from ", low, " to ", high);
@@ -74,7 +56,7 @@ class Fields {
   double number(std::string_view key, double low, double high, double fallback) const {
     const JsonValue* value = find(key);
     if (!value) return fallback;
-    if (!value->is(JsonValue::Type::number)) wrong(key, "a number", type_text(*value));
+    if (!value->is(JsonValue::Type::number)) wrong(key, "a number", type_name(value->type()));
     const double number = value->number();
     expect(number >= low && number <= high, ErrorCode::bad_file, path_, ": ", name(key), " is ", number, ", expected ", low, " to ", high);
     return number;
@@ -82,13 +64,13 @@ class Fields {
   bool boolean(std::string_view key, bool fallback) const {
     const JsonValue* value = find(key);
     if (!value) return fallback;
-    if (!value->is(JsonValue::Type::boolean)) wrong(key, "true or false", type_text(*value));
+    if (!value->is(JsonValue::Type::boolean)) wrong(key, "true or false", type_name(value->type()));
     return value->boolean();
   }
   std::string string(std::string_view key, std::string_view fallback) const {
     const JsonValue* value = find(key);
     if (!value) return std::string(fallback);
-    if (!value->is(JsonValue::Type::string)) wrong(key, "a string", type_text(*value));
+    if (!value->is(JsonValue::Type::string)) wrong(key, "a string", type_name(value->type()));
     return value->string();
   }
   std::optional<Fields> object(std::string_view key) const {
@@ -191,9 +173,9 @@ RopePair read_ropes(const Fields& text, bool one_base, const FamilyDefaults& def
 std::vector<bool> read_layer_types(const Fields& text, int64_t num_layers, int64_t default_pattern) {
   std::vector<bool> local;
   if (const JsonValue* types = text.find("layer_types")) {
-    if (!types->is(JsonValue::Type::array)) text.wrong("layer_types", "an array", type_text(*types));
+    if (!types->is(JsonValue::Type::array)) text.wrong("layer_types", "an array", type_name(types->type()));
     for (const JsonValue& type : types->array()) {
-      if (!type.is(JsonValue::Type::string)) text.wrong("layer_types", "an array of strings", type_text(type));
+      if (!type.is(JsonValue::Type::string)) text.wrong("layer_types", "an array of strings", type_name(type.type()));
       const std::string& name = type.string();
       expect(name == "sliding_attention" || name == "full_attention", ErrorCode::unsupported, text.path(), ": ", text.name("layer_types"),
              " has \"", name, "\", only \"sliding_attention\" and \"full_attention\" are supported");
