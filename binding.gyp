@@ -1,11 +1,17 @@
 # The addon for node-gyp, and on request the C++ tests and fuzzers. The sources are native/sources.json, which CMakeLists.txt reads too.
 #   -Dnative_tests=1   also lapidary_tests and lapidary_fuzz
+#   -Dcuda_tests=1     also the CUDA kernels as plain C++ over the emulator, and lapidary_cuda_tests, which runs them
+#   -Dgpu_bench=1      also lapidary_gpu_bench, and lapidary_cuda_emulated.so, the emulated double of the CUDA library
+#   -Dgpu_check=1      those and lapidary_gpu_tests: what bench/gpu/check.sh runs over a CUDA library
 #   -Dwith_addon=0     no addon: then gyp alone builds the rest, with no Node headers
 #   -Dsanitize=LIST    address,undefined or thread; keeps assertions
 #   -Dwerror=1         warnings are errors
 {
   "variables": {
     "native_tests%": 0,
+    "cuda_tests%": 0,
+    "gpu_bench%": 0,
+    "gpu_check%": 0,
     "with_addon%": 1,
     "sanitize%": "",
     "werror%": 0,
@@ -19,9 +25,10 @@
     "cflags!": ["-fno-exceptions", "-fno-omit-frame-pointer"],
     "cflags_cc!": ["-fno-exceptions", "-fno-rtti", "-std=gnu++17", "-std=gnu++20", "-std=gnu++1y", "-std=gnu++14"],
     # Contraction off: every fused multiply-add is one we wrote, so all instruction sets agree (docs/numerics.md).
-    # gcc 12 sees overlap (-Wrestrict) in std::string's own code; compilers without that warning are told not to mind its name.
+    # gcc 12 sees overlap (-Wrestrict) in std::string's own code; compilers without that warning are told not to mind its name. Members that
+    # a designated initializer leaves out have the values that the struct gives them, which gcc warns of in C++ alone.
     "cflags_cc": ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-restrict", "-Wno-unknown-warning-option",
-                  "-ffp-contract=off", "-fno-math-errno"],
+                  "-Wno-missing-field-initializers", "-ffp-contract=off", "-fno-math-errno"],
     "conditions": [
       ["werror==1", {"cflags_cc": ["-Werror"]}],
       ["sanitize==''", {"cflags_cc": ["-O3"], "defines": ["NDEBUG"]}, {
@@ -80,8 +87,8 @@
         "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_CPP_EXCEPTIONS", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS", "LAPIDARY_VERSION=\"<(version)\""],
         "conditions": [
           ["OS=='linux'", {
-            # nodelete: a worker thread that ends must not unload code that another thread may still be in.
-            "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-Wl,-z,now", "-Wl,-z,nodelete"],
+            # gc-sections: what nobody calls may not ask for a newer system. nodelete: a worker thread that ends must not unload code that another thread may still be in.
+            "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-Wl,--gc-sections", "-Wl,-z,now", "-Wl,-z,nodelete"],
             "libraries": ["-ldl", "-lpthread"],
           }],
         ],
@@ -108,6 +115,66 @@
           "libraries": ["-ldl", "-lpthread"],
         },
       ],
+    }],
+    ["cuda_tests==1 or gpu_bench==1 or gpu_check==1", {
+      "targets": [{
+        "target_name": "lapidary_emulator",
+        "type": "static_library",
+        # The launchers (.cu) come in by way of generated files: gyp compiles by the ending of a name.
+        "sources": ["<!@(<(read_sources).emulator.join(' ')\")", "<!@(node scripts/emulated-sources.mjs)"],
+        "include_dirs": ["test"],
+        "defines": ["LAPIDARY_EMULATED"],
+        "cflags_cc!": ["-O3"],
+        "cflags_cc": ["-O2"],
+      }],
+    }],
+    ["cuda_tests==1", {
+      "targets": [{
+        "target_name": "lapidary_cuda_tests",
+        "type": "executable",
+        "sources": ["test/native/main.cc", "<!@(<(read_sources).cuda_tests.join(' ')\")", "<!@(<(read_sources).emulator_tests.join(' ')\")"],
+        "dependencies": ["lapidary_emulator", "lapidary_core", "lapidary_avx2", "lapidary_avx512"],
+        "include_dirs": ["test", "test/native"],
+        "defines": ["LAPIDARY_EMULATED", "LAPIDARY_SOURCE_DIR=\"<(module_root_dir)\""],
+        "libraries": ["-ldl", "-lpthread"],
+      }],
+    }],
+    ["gpu_bench==1 or gpu_check==1", {
+      "targets": [
+        {
+          "target_name": "lapidary_cuda_emulated",
+          "type": "loadable_module",
+          "product_prefix": "",
+          "product_extension": "so",
+          "sources": ["build/emulated/api.cc"],
+          "dependencies": ["lapidary_emulator", "lapidary_core", "lapidary_avx2", "lapidary_avx512"],
+          "include_dirs": ["test"],
+          "defines": ["LAPIDARY_EMULATED"],
+          "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,defs",
+                      "-Wl,--version-script=<(module_root_dir)/cuda/launch/exports.map"],
+          "libraries": ["-ldl", "-lpthread"],
+        },
+        {
+          "target_name": "lapidary_gpu_bench",
+          "type": "executable",
+          "sources": ["<!@(<(read_sources).gpu_bench.join(' ')\")"],
+          "dependencies": ["lapidary_core", "lapidary_avx2", "lapidary_avx512"],
+          "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections"],
+          "libraries": ["-ldl", "-lpthread"],
+        },
+      ],
+    }],
+    ["gpu_check==1", {
+      "targets": [{
+        "target_name": "lapidary_gpu_tests",
+        "type": "executable",
+        "sources": ["test/native/main.cc", "<!@(<(read_sources).gpu_tests.join(' ')\")", "<!@(<(read_sources).cuda_tests.join(' ')\")"],
+        "dependencies": ["lapidary_core", "lapidary_avx2", "lapidary_avx512"],
+        "include_dirs": ["test", "test/native"],
+        "defines": ["LAPIDARY_SOURCE_DIR=\"<(module_root_dir)\""],
+        "ldflags": ["-static-libstdc++", "-static-libgcc", "-Wl,--gc-sections"],
+        "libraries": ["-ldl", "-lpthread"],
+      }],
     }],
   ],
 }

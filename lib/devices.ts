@@ -5,12 +5,12 @@ import { native } from './loader.js'
 
 export interface Device {
   readonly kind: 'cpu' | 'cuda'
-  /** The processor's name. */
+  /** The processor's or graphics device's name. */
   readonly name: string
   readonly available: boolean
   /** Why it is not available, else ''. */
   readonly reason: string
-  /** CPU: the instruction set that the kernels use. */
+  /** The instruction set that the kernels use: CPU 'avx2', 'avx512', ...; CUDA the device's architecture, 'sm_90'. */
   readonly instructionSet: string
   /** CPU: every instruction set that this processor can run, best first. */
   readonly instructionSets: readonly string[]

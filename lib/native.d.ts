@@ -20,10 +20,12 @@ export interface NativeDevice {
 }
 
 export interface NativeLoadOptions {
-  /** 'reference' | 'cpu' ('auto' and 'cuda' are decided in TypeScript) */
+  /** 'reference' | 'cpu' | 'cuda' ('auto' is decided in TypeScript) */
   device: string
   /** 'f32' | 'bf16' */
   precision: string
+  /** 'as-is' | 'bf16' | 'int8' */
+  weights: string
   threads: number
   /** 0 = the model's own. */
   contextTokens: number
@@ -183,7 +185,28 @@ export interface NativeTensorFact {
   bytes: number
 }
 
+export interface NativeTensor {
+  readonly shape: number[]
+  readonly dtype: string
+  readonly device: string
+  /** The elements' bytes. */
+  read(): Promise<ArrayBuffer>
+  dispose(): void
+}
+
+export interface NativeKvCache {
+  readonly length: number
+  append(k: NativeTensor, v: NativeTensor): Promise<void>
+  dispose(): void
+}
+
 export interface NativeAddon {
+  /** `data`: exactly the tensor's bytes; null: zeros. */
+  tensor(device: string, dtype: string, shape: number[], data: NodeJS.TypedArray | null): Promise<NativeTensor>
+  kvCache(device: string, dtype: string, kvHeads: number, headDim: number): Promise<NativeKvCache>
+  /** One operation by name; what tensors, numbers and ids mean is that operation's. */
+  op(name: string, device: string, tensors: Array<NativeTensor | null>, cache: NativeKvCache | null, numbers: number[], ids: Int32Array, dtype: string): Promise<NativeTensor[]>
+  sampleOp(logits: NativeTensor, settings: NativeSampling[], seeds: bigint[], counter: number): Promise<Int32Array>
   version(): string
   devices(): NativeDevice[]
   loadModel(path: string, options: NativeLoadOptions, onProgress: ((done: number, total: number) => void) | null): Promise<NativeModel>

@@ -1,4 +1,5 @@
 // Builds build/Release/lapidary.node with node-gyp, from a checkout or from the package in somebody's node_modules.
+// The CUDA library is built too where nvcc is found, unless LAPIDARY_CUDA is 0.
 // Options: --native-tests adds the C++ tests and fuzzers, --werror makes warnings errors, --verbose shows the compiler's output.
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, realpathSync, writeFileSync } from 'node:fs'
@@ -74,15 +75,30 @@ function findNodeGyp() {
   }
 }
 
-export async function buildAddon({ nativeTests = false, werror = false, verbose = false, onLine } = {}) {
+export async function buildAddon({ nativeTests = false, gpuCheck = false, werror = false, verbose = false, onLine } = {}) {
   checkTools()
   const nodeGyp = findNodeGyp()
   const nodeDir = findNodeDir(root)
   const configure = [nodeGyp, 'configure', '--release', ...(nodeDir ? ['--nodedir', nodeDir] : [])]
-  configure.push('--', `-Dnative_tests=${nativeTests ? 1 : 0}`, `-Dwerror=${werror ? 1 : 0}`)
+  const defines = { native_tests: nativeTests, cuda_tests: nativeTests, gpu_bench: nativeTests, gpu_check: gpuCheck, werror }
+  configure.push('--', ...Object.entries(defines).map(([name, on]) => `-D${name}=${on ? 1 : 0}`))
   await runBuildCommand(process.execPath, configure, { verbose, log: path.join(root, 'build/configure.log') })
   await runBuildCommand(process.execPath, [nodeGyp, 'build', '--jobs', jobs], { verbose, onLine, log: path.join(root, 'build/compile.log') })
   return path.join(root, 'build/Release/lapidary.node')
+}
+
+/** Builds the CUDA library where a compiler for it is found; without one nothing is said. A failure leaves the addon usable, on the CPU. */
+export async function buildCudaIfPossible({ verbose = false, onLine, say }) {
+  if (process.env.LAPIDARY_CUDA === '0') return undefined
+  const { findToolkit } = await import('./cuda-toolkit.mjs')
+  if (!findToolkit().toolkit) return undefined
+  try {
+    const { buildCuda } = await import('./build-cuda.mjs')
+    return await buildCuda({ verbose, onLine })
+  } catch (error) {
+    say(`the CUDA library could not be built, models will run on the CPU: ${error.message}`)
+    return undefined
+  }
 }
 
 if (process.argv[1] && path.resolve(process.argv[1]) === fileURLToPath(import.meta.url)) {
@@ -92,6 +108,8 @@ if (process.argv[1] && path.resolve(process.argv[1]) === fileURLToPath(import.me
     const file = await buildAddon({ nativeTests: flags.has('--native-tests'), werror: flags.has('--werror'), verbose: flags.has('--verbose'), onLine })
     createRequire(import.meta.url)(file).version()
     process.stderr.write(`built ${file}\n`)
+    const library = await buildCudaIfPossible({ verbose: flags.has('--verbose'), onLine, say: (text) => process.stderr.write(`lapidary: ${text}\n`) })
+    if (library) process.stderr.write(`built ${library.file}\n`)
   } catch (error) {
     process.stderr.write(`lapidary: ${error.message}\n`)
     process.exitCode = 1

@@ -8,9 +8,12 @@ import { build } from 'esbuild'
 const root = fileURLToPath(new URL('..', import.meta.url))
 const dist = path.join(root, 'dist')
 
-/** Names that lib/index.ts exports, parted into types and values: the CommonJS declarations repeat them one by one. */
-function exportedNames() {
-  const source = readFileSync(path.join(root, 'lib/index.ts'), 'utf8')
+/** Public entries: the file in lib/ that exports it, and the name of its CommonJS bundle. */
+const entries = [{ module: 'index', bundle: 'index' }, { module: 'ops/index', bundle: 'ops' }]
+
+/** Names that an entry exports, parted into types and values: the CommonJS declarations repeat them one by one. */
+function exportedNames(module) {
+  const source = readFileSync(path.join(root, `lib/${module}.ts`), 'utf8')
   const types = [], values = []
   for (const [, typeOnly, list] of source.matchAll(/^export (type )?\{([^}]*)\}/gm)) {
     for (const name of list.split(',').map((n) => n.trim()).filter(Boolean)) {
@@ -22,9 +25,9 @@ function exportedNames() {
 }
 
 /** A `require`d package needs declarations of its own kind; these forward to the ES module's. */
-function commonJsDeclarations() {
-  const { types, values } = exportedNames()
-  const from = `import('./index.js', { with: { 'resolution-mode': 'import' } })`
+function commonJsDeclarations(module) {
+  const { types, values } = exportedNames(module)
+  const from = `import('./${module}.js', { with: { 'resolution-mode': 'import' } })`
   const lines = types.map((name) => `export type ${name} = ${from}.${name}`)
   for (const name of values) {
     lines.push(`export declare const ${name}: typeof ${from}.${name}`)
@@ -36,17 +39,19 @@ function commonJsDeclarations() {
 rmSync(dist, { recursive: true, force: true })
 execFileSync(process.execPath, [path.join(root, 'node_modules/typescript/bin/tsc'), '-p', path.join(root, 'tsconfig.json')], { stdio: 'inherit' })
 copyFileSync(path.join(root, 'lib/native.d.ts'), path.join(dist, 'native.d.ts'))
-await build({
-  entryPoints: [path.join(dist, 'index.js')],
-  outfile: path.join(dist, 'index.cjs'),
-  bundle: true,
-  format: 'cjs',
-  platform: 'node',
-  target: 'node20',
-  external: ['@huggingface/jinja'],
-  define: { 'import.meta.url': 'bundleUrl' },
-  banner: { js: `const bundleUrl = require('node:url').pathToFileURL(__filename).href` },
-  logLevel: 'warning',
-})
-writeFileSync(path.join(dist, 'index.d.cts'), commonJsDeclarations())
+for (const { module, bundle } of entries) {
+  await build({
+    entryPoints: [path.join(dist, `${module}.js`)],
+    outfile: path.join(dist, `${bundle}.cjs`),
+    bundle: true,
+    format: 'cjs',
+    platform: 'node',
+    target: 'node20',
+    external: ['@huggingface/jinja'],
+    define: { 'import.meta.url': 'bundleUrl' },
+    banner: { js: `const bundleUrl = require('node:url').pathToFileURL(__filename).href` },
+    logLevel: 'warning',
+  })
+  writeFileSync(path.join(dist, `${bundle}.d.cts`), commonJsDeclarations(module))
+}
 chmodSync(path.join(dist, 'cli/main.js'), 0o755)

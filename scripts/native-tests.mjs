@@ -1,23 +1,27 @@
-// The C++ tests and the fuzzer in a folder of their own, under sanitizers: gyp and make alone, no Node headers, no CMake.
+// C++ programs in a folder of their own, by gyp and make alone (no Node headers, no CMake): the tests and the fuzzer under sanitizers.
 import path from 'node:path'
 import { buildEnvironment, checkTools, jobs, runBuildCommand } from './build-addon.mjs'
 import { root } from './setup.mjs'
 
-/** Builds with -fsanitize=`sanitize` and returns the folder of lapidary_tests and lapidary_fuzz. */
-export async function buildSanitized(sanitize, { werror = false } = {}) {
+/** Builds targets of binding.gyp into `name`, without the addon: no Node headers are needed. Gives the folder of the programs. */
+export async function buildWithGyp(name, defines) {
   checkTools()
-  const name = `build/sanitize-${sanitize.split(',')[0]}`
   const folder = path.join(root, name)
   const gyp = path.join(root, 'node_modules/node-gyp/gyp/gyp_main.py')
-  const defines = {
-    native_tests: 1, with_addon: 0, sanitize, werror: werror ? 1 : 0, target_arch: process.arch, host_arch: process.arch,
-    module_root_dir: root.replace(/\/$/, ''), library: 'static_library', visibility: 'hidden',
+  const all = {
+    with_addon: 0, target_arch: process.arch, host_arch: process.arch, module_root_dir: root.replace(/\/$/, ''), library: 'static_library', visibility: 'hidden',
+    ...defines,
   }
   const args = [gyp, 'binding.gyp', '-f', 'make', '--depth=.', '--no-parallel', '--generator-output', name, '-Goutput_dir=.']
-  for (const [key, value] of Object.entries(defines)) args.push(`-D${key}=${value}`)
+  for (const [key, value] of Object.entries(all)) args.push(`-D${key}=${value}`)
   await runBuildCommand(process.env.PYTHON || 'python3', args, { log: path.join(folder, 'configure.log') })
   await runBuildCommand('make', ['-C', folder, 'BUILDTYPE=Release', '-j', jobs], { log: path.join(folder, 'compile.log') })
   return path.join(folder, 'Release')
+}
+
+/** Builds with -fsanitize=`sanitize` and returns the folder of lapidary_tests, lapidary_fuzz and, on request, lapidary_cuda_tests. */
+export function buildSanitized(sanitize, { werror = false, cudaTests = false } = {}) {
+  return buildWithGyp(`build/sanitize-${sanitize.split(',')[0]}`, { native_tests: 1, cuda_tests: cudaTests ? 1 : 0, sanitize, werror: werror ? 1 : 0 })
 }
 
 export const sanitizerEnvironment = {

@@ -11,7 +11,8 @@ const stampFile = path.join(root, 'build', 'stamps.json')
 const sources = {
   lib: ['lib', 'tsconfig.json', 'scripts/build-ts.mjs', 'package.json'],
   addon: ['native', 'cuda', 'binding.gyp', 'scripts/build-addon.mjs', 'scripts/node-headers.mjs', 'package.json'],
-  tests: ['native', 'cuda', 'test/native', 'test/fuzz', 'binding.gyp', 'package.json'],
+  tests: ['native', 'cuda', 'test/native', 'test/fuzz', 'test/cuda', 'test/emulator', 'bench/gpu', 'binding.gyp', 'scripts/emulated-sources.mjs', 'package.json'],
+  cuda: ['native', 'cuda', 'scripts/build-cuda.mjs', 'scripts/cuda-toolkit.mjs'],
 }
 
 /** Changes when a file under the paths comes, goes, or is written. */
@@ -91,8 +92,27 @@ async function buildNative({ nativeTests, werror }) {
   say('lapidary: native part built')
 }
 
-export async function setUp({ nativeTests = false, werror = false } = {}) {
+/** The CUDA library, where nvcc is found: a few minutes the first time. */
+async function buildCudaLibrary() {
+  if (isFresh('cuda', 'build/Release/lapidary_cuda.so')) return
+  const { buildCudaIfPossible } = await import('./build-addon.mjs')
+  const value = fingerprint(sources.cuda)
+  let told = false
+  const onLine = (line) => {
+    if (!told) say('lapidary: compiling the CUDA library (the first time takes some minutes; LAPIDARY_CUDA=0 leaves it out)')
+    told = true
+    show(`lapidary: ${line}`)
+  }
+  const built = await buildCudaIfPossible({ onLine, say: (text) => say(`lapidary: ${text}`) })
+  if (!built) return
+  stamp('cuda', value)
+  if (built.compiled) say('lapidary: CUDA library built')
+}
+
+/** `cuda: false` leaves the CUDA library as it is. */
+export async function setUp({ nativeTests = false, werror = false, cuda = true } = {}) {
   installPackages()
   buildLibrary()
   await buildNative({ nativeTests, werror })
+  if (cuda) await buildCudaLibrary()
 }

@@ -85,13 +85,30 @@ async function fuzz(name, program, files, env) {
   record(name, code === 0 ? 1 : 0, code === 0 ? 0 : 1)
 }
 
+/** Compiles the CUDA library for every architecture and reads what the compiler says of each kernel; needs nvcc, and no GPU. */
+async function checkCudaLibrary() {
+  const { findToolkit } = await import('./cuda-toolkit.mjs')
+  const { reason } = process.env.LAPIDARY_CUDA === '0' ? { reason: 'LAPIDARY_CUDA is 0' } : findToolkit()
+  if (reason) return void process.stdout.write(`not compiled by nvcc: ${reason}\n`)
+  const { checkCuda } = await import('./check-cuda.mjs')
+  const { passed, failed } = await checkCuda({ onLine: (line) => process.stdout.write(`${line}\n`) })
+  record('CUDA library', passed, failed)
+}
+
 await section('set-up', async () => {
-  await setUp({ nativeTests: true, werror: flags.has('--werror') })
+  await setUp({ nativeTests: true, werror: flags.has('--werror'), cuda: false })
 })
 if (totals.failed === 0) {
   await section('architecture', () => runNodeTests('architecture', testFiles('test/architecture')))
   await section('C++ tests', () => runCounting('C++ tests', path.join(root, 'build/Release/lapidary_tests'), [], environment))
   await section(`fuzzing, ${fuzzFiles} files`, () => fuzz('fuzzing', path.join(root, 'build/Release/lapidary_fuzz'), fuzzFiles, environment))
+  await section('CUDA kernels in the emulator', () => runCounting('CUDA kernels', path.join(root, 'build/Release/lapidary_cuda_tests'), [], environment))
+  await section('GPU benchmarks, rehearsed on the emulator', async () => {
+    const env = { ...environment, LAPIDARY_CUDA_LIBRARY: path.join(root, 'build/Release/lapidary_cuda_emulated.so') }
+    const { code } = await run(path.join(root, 'build/Release/lapidary_gpu_bench'), ['--tiny'], { env })
+    record('GPU benchmarks', code === 0 ? 1 : 0, code === 0 ? 0 : 1)
+  })
+  await section('CUDA library', checkCudaLibrary)
   await section('JavaScript tests', () => runNodeTests('JavaScript tests', testFiles('test/js', 'test/stress')))
   await section('types', async () => {
     const { code } = await run(process.execPath, [path.join(root, 'node_modules/typescript/bin/tsc'), '--noEmit', '-p', path.join(root, 'tsconfig.json')])
@@ -105,8 +122,9 @@ if (totals.failed === 0) {
     const { buildSanitized, sanitizerEnvironment } = await import('./native-tests.mjs')
     const env = { ...environment, ...sanitizerEnvironment }
     await section('C++ tests and fuzzing under ASan and UBSan', async () => {
-      const folder = await buildSanitized('address,undefined', { werror: flags.has('--werror') })
+      const folder = await buildSanitized('address,undefined', { werror: flags.has('--werror'), cudaTests: true })
       await runCounting('C++ tests (ASan, UBSan)', path.join(folder, 'lapidary_tests'), [], env)
+      await runCounting('CUDA kernels (ASan, UBSan)', path.join(folder, 'lapidary_cuda_tests'), [], env)
       await fuzz('fuzzing (ASan, UBSan)', path.join(folder, 'lapidary_fuzz'), fuzzFiles, env)
     })
     await section('engine tests under TSan', async () => {

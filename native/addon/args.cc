@@ -197,12 +197,16 @@ LoadOptions to_load_options(Napi::Value value) {
   const Fields fields(value, "options");
   LoadOptions out;
   out.device = fields.text("device");
-  expect(out.device == "cpu" || out.device == "reference", ErrorCode::invalid_argument,
-         "options.device: expected 'cpu' or 'reference', got '", out.device, "'");
+  expect(out.device == "cpu" || out.device == "cuda" || out.device == "reference", ErrorCode::invalid_argument,
+         "options.device: expected 'cpu', 'cuda' or 'reference', got '", out.device, "'");
   const std::string precision = fields.text("precision");
   expect(precision == "f32" || precision == "bf16", ErrorCode::invalid_argument, "options.precision: expected 'f32' or 'bf16', got '",
          precision, "'");
   out.engine.precision = precision == "f32" ? Precision::f32 : Precision::bf16;
+  const std::string weights = fields.text("weights");
+  expect(weights == "as-is" || weights == "bf16" || weights == "int8", ErrorCode::invalid_argument,
+         "options.weights: expected 'as-is', 'bf16' or 'int8', got '", weights, "'");
+  out.weights = weights == "int8" ? WeightsKind::int8 : weights == "bf16" ? WeightsKind::bf16 : WeightsKind::as_is;
   out.threads = static_cast<int>(fields.integer("threads", 0, 1024));
   out.engine.context = fields.integer("contextTokens", 0, kMaxId);
   out.engine.prefill_chunk = fields.integer("prefillChunk", 1, kMaxId);

@@ -62,6 +62,7 @@ std::vector<TextPart> views(const std::vector<OwnedPart>& parts);
 
 struct LoadOptions {
   std::string device;
+  WeightsKind weights = WeightsKind::as_is;
   int threads = 0;
   EngineOptions engine;
 };

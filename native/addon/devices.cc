@@ -95,6 +95,8 @@ DeviceFacts cuda_facts() {
   out.name = status.name;
   out.available = status.available;
   out.reason = status.reason;
+  out.instruction_set = status.architecture;
+  out.memory_bytes = status.memory_bytes;
   return out;
 }
 

@@ -18,6 +18,8 @@ inline constexpr napi_type_tag kSequenceTag = {0x6c61706964617279, 0x02};
 inline constexpr napi_type_tag kRunTag = {0x6c61706964617279, 0x03};
 inline constexpr napi_type_tag kTokenizerTag = {0x6c61706964617279, 0x04};
 inline constexpr napi_type_tag kTokenStreamTag = {0x6c61706964617279, 0x05};
+inline constexpr napi_type_tag kTensorTag = {0x6c61706964617279, 0x06};
+inline constexpr napi_type_tag kKvCacheTag = {0x6c61706964617279, 0x07};
 
 struct Method {
   const char* name;

@@ -51,9 +51,9 @@ class ProgressChannel final : public Listener, public std::enable_shared_from_th
   Napi::FunctionReference callback_;
 };
 
-int64_t total_bytes(const std::vector<TensorFact>& tensors) {
+int64_t total_bytes(const std::vector<TensorFact>& tensors, WeightsKind kind = WeightsKind::as_is) {
   int64_t bytes = 0;
-  for (const TensorFact& fact : tensors) bytes += fact.bytes;
+  for (const TensorFact& fact : tensors) bytes += fact.shape.size() == 2 ? converted_bytes(fact.shape[0], fact.shape[1], fact.bytes, kind) : fact.bytes;
   return bytes;
 }
 
@@ -123,7 +123,7 @@ napi_value inspect(const Napi::CallbackInfo& info) {
 napi_value estimate(const Napi::CallbackInfo& info) {
   auto compute = [path = to_text(info[0], "path"), options = to_load_options(info[1]),
                   sequences = to_integer(info[2], "sequences", 1, kMaxSafeInteger)] {
-    return estimate_memory(load_config(path), total_bytes(list_tensors(path)), options.engine, sequences);
+    return estimate_memory(load_config(path), total_bytes(list_tensors(path), options.weights), options.engine, sequences);
   };
   auto wrap = [](Napi::Env env, MemoryEstimate result) -> napi_value { return estimate_object(env, result); };
   return promise_work(info.Env(), "lapidary estimate", std::move(compute), std::move(wrap));

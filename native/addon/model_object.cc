@@ -9,6 +9,7 @@
 #include "addon/sequence_object.h"
 #include "addon/tokenizer_object.h"
 #include "cpu/backend.h"
+#include "cuda/backend.h"
 #include "formats/gguf.h"
 #include "formats/mapped_file.h"
 
@@ -18,6 +19,7 @@ namespace {
 
 std::shared_ptr<Backend> make_backend(const LoadOptions& options) {
   if (options.device == "reference") return make_reference_backend();
+  if (options.device == "cuda") return make_cuda_backend();
   return make_cpu_backend(options.threads);
 }
 
@@ -38,7 +40,8 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options, cons
   std::shared_ptr<Backend> backend = make_backend(options);
   LoadedModel out;
   out.device = std::string(backend->name());
-  out.weights = load_weights(path, *backend, progress);
+  const int threads = options.threads > 0 ? options.threads : physical_cores();
+  out.weights = load_weights(path, *backend, progress, {options.weights, threads});
   std::shared_ptr<const Tokenizer> tokenizer = load_optional_tokenizer(path);
   std::unique_ptr<Engine> engine = Engine::start(std::move(backend), out.weights, tokenizer, options.engine);
   out.state = std::make_shared<ModelState>(std::move(engine), std::move(tokenizer));

@@ -28,6 +28,10 @@ napi_value initialize(napi_env env, napi_value exports) {
         {"probabilities", call<probabilities>},
         {"draw", call<draw>},
         {"writeSafetensors", call<write_tensors>},
+        {"tensor", call<create_tensor>},
+        {"kvCache", call<create_kv_cache>},
+        {"op", call<run_op>},
+        {"sampleOp", call<sample_op>},
     };
     for (const auto& [name, function] : functions) {
       napi_value value = nullptr;

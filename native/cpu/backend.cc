@@ -13,6 +13,8 @@
 #include "cpu/attention.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
+#include "ops/int8.h"
+#include "ops/plain.h"
 
 namespace lapidary {
 
@@ -40,6 +42,7 @@ class CpuBackend final : public Backend {
     const int64_t hidden = table.in(), row_bytes = table.weight.row_bytes();
     for_each(static_cast<int64_t>(ids.size()), hidden, [&](int64_t t) {
       float* row = out.as<float>() + t * hidden;
+      if (table.weight.dtype == DType::i8) return widen_int8(table, ids[static_cast<size_t>(t)], scale, row);
       kernels_.widen(table.weight.dtype, table.weight.data + ids[static_cast<size_t>(t)] * row_bytes, hidden, row);
       kernels_.scale(row, scale, hidden);
     });
@@ -57,6 +60,31 @@ class CpuBackend final : public Backend {
   }
 
   void linear(const Tensor& x, const Linear& w, const Tensor& out) override { project(x, {{w, out}}); }
+
+  void quantize_rows(const Tensor& x, float fixed_scale, const Tensor& q, const Tensor& scales) override {
+    const int64_t dim = x.row_elements();
+    const float* rows = widened(x);
+    for_each(x.shape[0], 4 * dim, [&](int64_t r) {
+      const float* row = rows + r * dim;
+      const float scale = fixed_scale > 0 ? fixed_scale : int8_scale(absolute_max(row, dim));
+      quantize_int8(row, dim, scale, q.as<int8_t>() + r * dim);
+      scales.as<float>()[r] = scale;
+    });
+  }
+
+  // Weight rows are the outer loop, so each is read from memory once.
+  void matmul_int8(const Tensor& x, const Tensor& x_scales, const Linear& w, const Tensor& out) override {
+    const int64_t rows = x.shape[0], k = w.in(), n = w.out();
+    for_each(n, rows * k, [&](int64_t o) {
+      const int8_t* weight = w.weight.as<int8_t>() + o * k;
+      for (int64_t m = 0; m < rows; ++m) {
+        const int8_t* input = x.as<int8_t>() + m * k;
+        int32_t sum = 0;
+        for (int64_t i = 0; i < k; ++i) sum += static_cast<int32_t>(input[i]) * weight[i];
+        out.as<float>()[m * n + o] = static_cast<float>(sum) * (x_scales.as<float>()[m] * w.scale.as<float>()[o]);
+      }
+    });
+  }
 
   void rope_angles(std::span<const int32_t> positions, std::span<const float> inv_freq, const Tensor& cos, const Tensor& sin) override {
     const int64_t half = static_cast<int64_t>(inv_freq.size());
@@ -79,6 +107,13 @@ class CpuBackend final : public Backend {
   void append_kv(const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans, const AttentionShape& shape) override {
     const int64_t heads = shape.num_kv_heads, dim = shape.head_dim;
     for (const AttentionSpan& span : spans) {
+      if (span.kv.dtype == DType::i8) {
+        for_each(span.rows, 8 * heads * dim, [&](int64_t r) {
+          const int64_t at = (span.first_row + r) * heads * dim;
+          append_kv_plain(k.as<float>() + at, v.as<float>() + at, span.first_pos + r, span.kv, shape);
+        });
+        continue;
+      }
       const int64_t row_bytes = dtype_bytes(span.kv.dtype, dim), side_bytes = heads * kPageTokens * row_bytes;
       for_each(span.rows, 2 * heads * dim, [&](int64_t r) {
         const int64_t pos = span.first_pos + r;
@@ -94,7 +129,13 @@ class CpuBackend final : public Backend {
   }
 
   void attention(const Tensor& q, std::span<const AttentionSpan> spans, const AttentionShape& shape, const Tensor& out) override {
-    cpu::attention(kernels_, *pool_, q, spans, shape, out);
+    if (!is_plain_case(spans, shape)) return cpu::attention(kernels_, *pool_, q, spans, shape, out);
+    for (const AttentionSpan& span : spans) {
+      for_each(span.rows * shape.num_heads, (span.first_pos + span.rows) * shape.head_dim, [&](int64_t i) {
+        const int64_t r = i / shape.num_heads, row = span.first_row + r;
+        attend_plain(q, row, span.first_pos + r, i % shape.num_heads, span.kv, shape, out.rows(row, 1));
+      });
+    }
   }
 
   void geglu(const Tensor& gate, const Tensor& up, const Tensor& out) override {
@@ -163,6 +204,13 @@ class CpuBackend final : public Backend {
     }
   }
 
+  static void widen_int8(const Linear& table, int64_t row, float factor, float* out) {
+    const int64_t dim = table.in();
+    const int8_t* q = table.weight.as<int8_t>() + row * dim;
+    const float scale = table.scale.as<float>()[row];
+    for (int64_t i = 0; i < dim; ++i) out[i] = static_cast<float>(q[i]) * scale * factor;
+  }
+
   // The input of a product as f32: itself, or widened into memory of the calling thread.
   const float* widened(const Tensor& x) {
     if (x.dtype == DType::f32) return x.as<float>();
@@ -173,6 +221,7 @@ class CpuBackend final : public Backend {
   }
 
   void project(const Tensor& x, std::initializer_list<Projection> projections);
+  void project_int8(const Tensor& x, const Linear& w, const Tensor& out);
 
   const Kernels& kernels_;
   std::shared_ptr<ThreadPool> pool_;
@@ -194,9 +243,41 @@ struct Product {
   }
 };
 
+// Weight-only: rows are widened a block at a time and multiplied as f32. Else: the input is quantised, the product exact.
+void CpuBackend::project_int8(const Tensor& x, const Linear& w, const Tensor& out) {
+  const int64_t tokens = x.shape[0], k = w.in(), n = w.out();
+  expect(is_act(x) && x.row_elements() == k && out.elements() == tokens * n && w.scale.elements() == n, ErrorCode::internal,
+         "linear: x ", x.shape_text(), ", i8 weight ", w.weight.shape_text(), ", scales ", w.scale.shape_text(), ", out ", out.shape_text());
+  if (w.activations != ActScheme::none) {
+    const size_t q_floats = static_cast<size_t>(tokens * k + 3) / 4;
+    float* memory = cpu::thread_scratch(cpu::ScratchUse::partial, q_floats + static_cast<size_t>(tokens));
+    const Tensor q(memory, DType::i8, {tokens, k}), scales(memory + q_floats, DType::f32, {tokens});
+    quantize_rows(x, w.activations == ActScheme::fixed ? w.input_scale : 0, q, scales);
+    return matmul_int8(q, scales, w, out);
+  }
+  const float* input = widened(x);
+  const size_t scratch_floats = kernels_.linear_scratch_floats(std::min(tokens, cpu::kLinearTokens), k);
+  const int64_t blocks = (n + cpu::kLinearRows - 1) / cpu::kLinearRows;
+  for_each(blocks, cpu::kLinearRows * k * tokens, [&](int64_t block) {
+    float* scratch = cpu::thread_scratch(cpu::ScratchUse::kernel, scratch_floats + static_cast<size_t>(cpu::kLinearRows * k));
+    float* rows = scratch + scratch_floats;
+    const int64_t first = block * cpu::kLinearRows, count = std::min(cpu::kLinearRows, n - first);
+    for (int64_t r = 0; r < count; ++r) widen_int8(w, first + r, 1, rows + r * k);
+    for (int64_t t = 0; t < tokens; t += cpu::kLinearTokens) {
+      const int64_t part = std::min(tokens - t, cpu::kLinearTokens);
+      kernels_.linear({input + t * k, part, k, rows, k * 4, DType::f32, k, out.as<float>() + t * n + first, n}, 0, count, scratch);
+    }
+  });
+}
+
 void CpuBackend::project(const Tensor& x, std::initializer_list<Projection> projections) {
   const int64_t tokens = x.shape[0], k = x.row_elements();
   if (tokens == 0) return;
+  for (const auto& [weight, out] : projections) {
+    if (weight.weight.dtype != DType::i8) continue;
+    for (const auto& p : projections) p.weight.weight.dtype == DType::i8 ? project_int8(x, p.weight, p.out) : project(x, {p});
+    return;
+  }
   const float* input = widened(x);
   Product products[4];
   int count = 0;

@@ -82,8 +82,7 @@ AttendParams attend_params(const ModelConfig& config, const LayerConfig& layer, 
 
 // x: f32 [tokens, hidden], in place.
 void layer_step(Backend& backend, const LayerWeights& w, const AttendParams& attend, const Tensor& x, Workspace& ws) {
-  backend.attention_input(x, w.input_norm, w.q, w.k, w.v, ws);
-  backend.attend(attend, ws);
+  backend.self_attention(x, w.input_norm, w.q, w.k, w.v, attend, ws);
   backend.attention_output(w.o, w.post_attention_norm, x, ws);
   backend.feed_forward(x, w.pre_ffn_norm, w.gate, w.up, w.down, w.post_ffn_norm, ws);
 }

@@ -228,8 +228,8 @@ Linear* linear_of(LayerWeights& layer, TensorRole role) {
 // Fills `weights` slot by slot from tensors that have passed every check.
 class Builder {
  public:
-  Builder(const Checkpoint& c, const SlotNames& slots, Backend& backend, const LoadProgress& progress)
-      : c_(c), slots_(slots), backend_(backend), progress_(progress), weights_(std::make_shared<ModelWeights>()) {}
+  Builder(const Checkpoint& c, const SlotNames& slots, Backend& backend, const LoadProgress& progress, const WeightsOptions& options)
+      : c_(c), slots_(slots), backend_(backend), progress_(progress), options_(options), weights_(std::make_shared<ModelWeights>()) {}
 
   std::shared_ptr<const ModelWeights> build(const ModelConfig& config) {
     weights_->config = config;
@@ -241,14 +241,19 @@ class Builder {
     report(0);
     weights_->embedding = linear({TensorRole::embedding, -1});
     weights_->head = own_head ? linear({TensorRole::head, -1}) : weights_->embedding;
+    for (int64_t l = 0; l < config.num_layers; ++l) {
+      LayerWeights& layer = weights_->layers[static_cast<size_t>(l)];
+      stacked(layer, l, {TensorRole::q, TensorRole::k, TensorRole::v}, Stack::rows);
+      stacked(layer, l, {TensorRole::gate, TensorRole::up}, Stack::interleaved);
+      layer.o = linear({TensorRole::o, l});
+      layer.down = linear({TensorRole::down, l});
+    }
     for (const TensorSlot& slot : expected_slots(config)) {
       if (slot.layer < 0) continue;
-      LayerWeights& layer = weights_->layers[static_cast<size_t>(slot.layer)];
-      if (Norm* target = norm_of(layer, slot.role)) *target = norm(slot);
-      if (Linear* target = linear_of(layer, slot.role)) *target = linear(slot);
+      if (Norm* target = norm_of(weights_->layers[static_cast<size_t>(slot.layer)], slot.role)) *target = norm(slot);
     }
     weights_->final_norm = norm({TensorRole::final_norm, -1});
-    weights_->file_bytes = total_;
+    weights_->file_bytes = bytes_;
     return weights_;
   }
 
@@ -258,11 +263,24 @@ class Builder {
     if (progress_) progress_(done_, total_);
   }
 
-  Linear linear(const TensorSlot& slot) {
+  // As the options want it, in host memory.
+  Linear host_linear(const TensorSlot& slot) {
     const StoredTensor& stored = c_.tensors.at(slots_.at(slot));
-    Linear result = backend_.make_linear(stored.view, stored.file);
+    Linear result = convert_linear({stored.view, stored.file}, options_.kind, options_.threads);
+    bytes_ += result.weight.bytes() + result.scale.bytes();
     report(stored.view.bytes());
     return result;
+  }
+
+  Linear linear(const TensorSlot& slot) { return backend_.make_linear(host_linear(slot)); }
+
+  // Weights of one layer that read the same input.
+  void stacked(LayerWeights& layer, int64_t l, std::initializer_list<TensorRole> roles, Stack stack) {
+    std::vector<Linear> host;
+    for (TensorRole role : roles) host.push_back(host_linear({role, static_cast<int>(l)}));
+    std::vector<Linear> made = backend_.make_linears(host, stack);
+    size_t at = 0;
+    for (TensorRole role : roles) *linear_of(layer, role) = std::move(made[at++]);
   }
 
   // Widened to f32 in memory of the backend's device.
@@ -274,6 +292,7 @@ class Builder {
     const Buffer& buffer = weights_->owned.emplace_back(backend_.allocate(values.size() * sizeof(float)));
     const Tensor weight = buffer.tensor(DType::f32, {dim});
     backend_.upload(weight, values.data());
+    bytes_ += view.bytes();
     report(view.bytes());
     return {weight, weights_->config.norm_offset, static_cast<float>(weights_->config.norm_eps)};
   }
@@ -282,13 +301,16 @@ class Builder {
   const SlotNames& slots_;
   Backend& backend_;
   const LoadProgress& progress_;
+  const WeightsOptions& options_;
   std::shared_ptr<ModelWeights> weights_;
-  int64_t done_ = 0, total_ = 0;
+  int64_t done_ = 0, total_ = 0;  // of the file's bytes
+  int64_t bytes_ = 0;             // of the result
 };
 
 }  // namespace
 
-std::shared_ptr<const ModelWeights> load_weights(const std::string& path, Backend& backend, const LoadProgress& progress) {
+std::shared_ptr<const ModelWeights> load_weights(const std::string& path, Backend& backend, const LoadProgress& progress,
+                                                 const WeightsOptions& options) {
   const Checkpoint c = open_checkpoint(path);
   ModelConfig config = c.config;
   bool has_vision = false;
@@ -296,7 +318,7 @@ std::shared_ptr<const ModelWeights> load_weights(const std::string& path, Backen
   check_complete(c, slots);
   set_vision(config, has_vision);
   config.tied_head = !has_own_head(c, slots);
-  return Builder(c, slots, backend, progress).build(config);
+  return Builder(c, slots, backend, progress, options).build(config);
 }
 
 ModelConfig load_config(const std::string& path) {

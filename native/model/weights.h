@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/config.h"
+#include "model/convert.h"
 #include "ops/ops.h"
 
 namespace lapidary {
@@ -23,16 +24,22 @@ struct ModelWeights {
   Linear head;       // the same tensor when tied
   Norm final_norm;
   std::vector<LayerWeights> layers;
-  int64_t file_bytes = 0;     // bytes of the tensors in use
+  int64_t file_bytes = 0;     // bytes of the weights in use: of the file's tensors, or of what they were converted to
   std::vector<Buffer> owned;  // norms and whatever was converted
 };
 
 // done, total in bytes; called on the loading thread.
 using LoadProgress = std::function<void(int64_t done, int64_t total)>;
 
+struct WeightsOptions {
+  WeightsKind kind = WeightsKind::as_is;
+  int threads = 1;  // of the conversion
+};
+
 // `path`: a Hugging Face folder, a .safetensors file beside a config.json, or a .gguf file. Every expected tensor must be there with
 // the config's shape, and every tensor in the file must be known: errors name the tensor, what was expected and what was found.
-std::shared_ptr<const ModelWeights> load_weights(const std::string& path, Backend& backend, const LoadProgress& progress = {});
+std::shared_ptr<const ModelWeights> load_weights(const std::string& path, Backend& backend, const LoadProgress& progress = {},
+                                                 const WeightsOptions& options = {});
 
 // The config alone, no tensor touched.
 ModelConfig load_config(const std::string& path);

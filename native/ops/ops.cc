@@ -20,7 +20,14 @@ Tensor reshaped(const Tensor& t, std::initializer_list<int64_t> dims) {
 
 }  // namespace
 
+int64_t kv_page_bytes(DType dtype, int64_t num_kv_heads, int64_t head_dim) {
+  const int64_t rows = 2 * num_kv_heads * kPageTokens;
+  return rows * (dtype_bytes(dtype, head_dim) + (dtype == DType::i8 ? static_cast<int64_t>(sizeof(float)) : 0));
+}
+
 Buffer Backend::allocate(size_t bytes) { return allocate_host(bytes); }
+
+Buffer Backend::allocate_page(size_t bytes) { return allocate(bytes); }
 
 void Backend::upload(const Tensor& dst, const void* host_src) {
   if (const int64_t bytes = dst.bytes()) std::memcpy(dst.data, host_src, static_cast<size_t>(bytes));
@@ -30,7 +37,21 @@ void Backend::download(void* host_dst, const Tensor& src) {
   if (const int64_t bytes = src.bytes()) std::memcpy(host_dst, src.data, static_cast<size_t>(bytes));
 }
 
-Linear Backend::make_linear(const Tensor& host_weight, std::shared_ptr<const void> keep) { return {host_weight, std::move(keep)}; }
+void Backend::copy(const Tensor& dst, const Tensor& src) { upload(dst, src.data); }
+
+void Backend::zero(const Tensor& dst) {
+  if (const int64_t bytes = dst.bytes()) std::memset(dst.data, 0, static_cast<size_t>(bytes));
+}
+
+Linear Backend::make_linear(const Linear& host) { return host; }
+
+Linear Backend::wrap_linear(const Linear& on_device) { return on_device; }
+
+std::vector<Linear> Backend::make_linears(std::span<const Linear> host, Stack) {
+  std::vector<Linear> made;
+  for (const Linear& linear : host) made.push_back(make_linear(linear));
+  return made;
+}
 
 void Backend::sample(const Tensor& logits, std::span<const SampleRequest> requests, std::span<SampleResult> results) {
   expect(logits.rank == 2 && logits.shape[0] == static_cast<int64_t>(requests.size()) && requests.size() == results.size(),
@@ -44,6 +65,12 @@ void Backend::sample(const Tensor& logits, std::span<const SampleRequest> reques
   }
 }
 
+void Backend::self_attention(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv,
+                             const AttendParams& params, Workspace& ws) {
+  attention_input(x, norm, wq, wk, wv, ws);
+  attend(params, ws);
+}
+
 void Backend::attention_input(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv, Workspace& ws) {
   const int64_t tokens = x.shape[0];
   const Tensor normed = ws.normed.rows(0, tokens);
@@ -54,7 +81,7 @@ void Backend::attention_input(const Tensor& x, const Norm& norm, const Linear& w
 }
 
 void Backend::attend(const AttendParams& params, Workspace& ws) {
-  const auto& [num_heads, num_kv_heads, head_dim, scale, softcap, window] = params.shape;
+  const int64_t num_heads = params.shape.num_heads, num_kv_heads = params.shape.num_kv_heads, head_dim = params.shape.head_dim;
   const int64_t tokens = params.cos.shape[0];
   const Tensor q = reshaped(ws.q.rows(0, tokens), {tokens, num_heads, head_dim});
   const Tensor k = reshaped(ws.k.rows(0, tokens), {tokens, num_kv_heads, head_dim});

@@ -22,12 +22,34 @@ namespace lapidary {
 inline constexpr int64_t kNoWindow = INT64_MAX;  // every earlier key is visible
 inline constexpr int64_t kPageTokens = 64;       // positions per KV page
 
-// y = x · weightᵀ. The weight stays in its storage dtype (f32, bf16, f16 or a block kind) and is computed on as such.
+// What a linear layer with int8 weights does with its input (docs/numerics.md, "int8").
+enum class ActScheme : uint8_t {
+  none,   // weight-only: the input stays f32 or bf16
+  token,  // quantised with one scale per row, taken from the row
+  fixed,  // quantised with one calibrated scale, `Linear::input_scale`
+};
+
+// The form a backend gave to a weight, where that is not the plain rows; known to that backend alone.
+struct PackedWeight {
+  virtual ~PackedWeight() = default;
+};
+
+// y = x · weightᵀ. The weight stays in its storage dtype (f32, bf16, f16, i8 or a block kind) and is computed on as such.
 struct Linear {
   Tensor weight;                     // [out, in]
   std::shared_ptr<const void> keep;  // owns the memory behind `weight` (mapping or buffer)
+  Tensor scale{};                    // i8: f32 [out], a row is its numbers times its scale; else empty
+  ActScheme activations = ActScheme::none;
+  float input_scale = 0;                         // of ActScheme::fixed
+  std::shared_ptr<const PackedWeight> packed{};  // may be null
   int64_t out() const { return weight.shape[0]; }
   int64_t in() const { return weight.shape[1]; }
+};
+
+// How make_linears lays weights of one input next to each other, so that a backend can compute them as one product.
+enum class Stack : uint8_t {
+  rows,         // one below the other: q, k, v
+  interleaved,  // two weights, eight rows of each in turn: gate, up
 };
 
 // y = x * rsqrt(mean(x^2) + eps) * (offset + weight), in f32.
@@ -39,13 +61,15 @@ struct Norm {
 
 // Keys and values of one sequence in one layer. Position p lives in page (p / kPageTokens) % num_pages, row p % kPageTokens:
 // a local layer has few pages and wraps (a ring), a global layer has as many as its context needs.
-// A page: keys [num_kv_heads, kPageTokens, head_dim], then values of the same shape, in `dtype` (f32 or bf16). Keys are stored
-// after QK-norm and RoPE.
+// A page: keys [num_kv_heads, kPageTokens, head_dim], then values of the same shape, in `dtype` (f32, bf16 or i8); for i8 then f32 scales
+// of the keys and of the values, [num_kv_heads, kPageTokens] each: one per position and head. Keys are stored after QK-norm and RoPE.
 struct KvView {
   DType dtype = DType::f32;
   void* const* pages = nullptr;  // [num_pages]
   int64_t num_pages = 0;
 };
+
+int64_t kv_page_bytes(DType dtype, int64_t num_kv_heads, int64_t head_dim);
 
 // The consecutive rows of one sequence in this step.
 struct AttentionSpan {
@@ -55,11 +79,27 @@ struct AttentionSpan {
   KvView kv;
 };
 
+// Positions [first, end) that see each other whatever the order and the window: the soft tokens of a picture. first == end: none.
+struct ImageBlock {
+  int32_t first = 0, end = 0;
+};
+
+// What some attention calls have besides the cache.
+struct AttentionExtras {
+  // Visible to every query, whatever its window (docs/numerics.md, "prefix"). Not quantised; RoPE applied to the keys as positions
+  // 0 .. prefix tokens - 1. f32 or bf16 [num_kv_heads, prefix tokens, head_dim]; empty: none.
+  Tensor prefix_k, prefix_v;
+  Tensor q_prefix;  // the queries as the prefix sees them, like q; empty: q itself
+  // Per row of the step: the block its token belongs to; its keys are in the cache. Empty: none.
+  std::span<const ImageBlock> image_blocks;
+};
+
 struct AttentionShape {
   int64_t num_heads = 0, num_kv_heads = 0, head_dim = 0;
   float scale = 1;             // multiplies q·k
   float softcap = 0;           // s = softcap * tanh(s / softcap); 0 = none
   int64_t window = kNoWindow;  // keys visible to a query, itself included: key k is visible to query q iff q - window < k <= q
+  const AttentionExtras* extras = nullptr;
 };
 
 // What attend() needs per layer besides the projections.
@@ -89,10 +129,18 @@ class Backend {
 
   // --- memory -----------------------------------------------------------------------------------------------------
   virtual Buffer allocate(size_t bytes);                         // on the device, uninitialised, 64-byte aligned
+  virtual Buffer allocate_page(size_t bytes);                    // the same, for a KV page: pages of one size may share an allocation
   virtual void upload(const Tensor& dst, const void* host_src);  // dst.bytes() bytes
   virtual void download(void* host_dst, const Tensor& src);      // src.bytes() bytes; waits for the work before it
-  // Takes a host weight [out, in] (unaligned is fine) and gives it the form this backend computes on. `keep` owns its memory.
-  virtual Linear make_linear(const Tensor& host_weight, std::shared_ptr<const void> keep);
+  virtual void copy(const Tensor& dst, const Tensor& src);       // both on the device, the same bytes
+  virtual void zero(const Tensor& dst);
+  // Takes a host weight (`weight` and `scale` in host memory, unaligned is fine) and gives it the form this backend computes on.
+  virtual Linear make_linear(const Linear& host);
+  // A weight that is on the device already, as plain rows; nothing is copied. For callers that bring their own matrices.
+  virtual Linear wrap_linear(const Linear& on_device);
+  // The same as make_linear for weights that share their input, with equal `in` and the same scheme. Each result also works alone in `linear`, except
+  // that interleaved ones are for feed_forward. Where they do not fit together, they are made one by one.
+  virtual std::vector<Linear> make_linears(std::span<const Linear> host, Stack stack);
 
   // --- primitives -------------------------------------------------------------------------------------------------
   // out[t] = table[ids[t]] * scale. ids: i32 [tokens], each in [0, vocab) (the caller checks). table [vocab, hidden]; out f32 [tokens,
@@ -100,8 +148,12 @@ class Backend {
   virtual void embed(std::span<const int32_t> ids, const Linear& table, float scale, const Tensor& out) = 0;
   // x f32 [rows, dim] -> out act [rows, dim]; may be in place when out is f32.
   virtual void rms_norm(const Tensor& x, const Norm& norm, const Tensor& out) = 0;
-  // x act [tokens, in] -> out f32 [tokens, out].
+  // x act [tokens, in] -> out f32 [tokens, out]. int8 weights: quantises x as w.activations says, then as matmul_int8.
   virtual void linear(const Tensor& x, const Linear& w, const Tensor& out) = 0;
+  // x act [rows, dim] -> q i8 [rows, dim], scales f32 [rows] by the int8 rule, a scale per row; `fixed_scale` > 0: that one for all.
+  virtual void quantize_rows(const Tensor& x, float fixed_scale, const Tensor& q, const Tensor& scales) = 0;
+  // out[m, n] = (Σ x[m, k] * w[n, k]) * (x_scales[m] * w.scale[n]), the sum exact in int32; x i8 [m, k], x_scales f32 [m], out f32 [m, n].
+  virtual void matmul_int8(const Tensor& x, const Tensor& x_scales, const Linear& w, const Tensor& out) = 0;
   // Angles positions[t] * inv_freq[j] in f32; cos, sin f32 [tokens, head_dim / 2]. inv_freq: f32 [head_dim / 2].
   virtual void rope_angles(std::span<const int32_t> positions, std::span<const float> inv_freq, const Tensor& cos, const Tensor& sin) = 0;
   // Rotates x f32 [tokens, heads, head_dim] in place, pairs (j, j + head_dim / 2).
@@ -123,6 +175,9 @@ class Backend {
   virtual void sample(const Tensor& logits, std::span<const SampleRequest> requests, std::span<SampleResult> results);
 
   // --- stages -----------------------------------------------------------------------------------------------------
+  // attention_input, then attend: ws.attended from x.
+  virtual void self_attention(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv,
+                              const AttendParams& params, Workspace& ws);
   // normed = norm(x); q, k, v = projections of normed.
   virtual void attention_input(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv, Workspace& ws);
   // QK-norm, RoPE, append, attention: ws.q, ws.k, ws.v -> ws.attended.

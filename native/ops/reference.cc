@@ -1,11 +1,12 @@
 // The reference backend: every primitive as plain loops over f32, for reading and for tests. Sums run in double, so what
 // differs from another backend is that backend's rounding. Knows no Gemma.
 #include <algorithm>
-#include <cassert>
 #include <cmath>
 
 #include "base/float16.h"
+#include "ops/int8.h"
 #include "ops/ops.h"
+#include "ops/plain.h"
 #include "tensor/blocks.h"
 
 namespace lapidary {
@@ -36,25 +37,6 @@ double dot(const float* a, const float* b, int64_t n) {
   return sum;
 }
 
-// One side of a KV page (keys or values), [num_kv_heads, kPageTokens, head_dim].
-struct PageSide {
-  const KvView& kv;
-  const AttentionShape& shape;
-  int64_t offset;  // elements before this side: 0 for keys, a whole side for values
-
-  Tensor row(int64_t pos, int64_t kv_head) const {
-    std::byte* page = static_cast<std::byte*>(kv.pages[(pos / kPageTokens) % kv.num_pages]);
-    const int64_t at = offset + (kv_head * kPageTokens + pos % kPageTokens) * shape.head_dim;
-    return Tensor(page + dtype_bytes(kv.dtype, at), kv.dtype, {shape.head_dim});
-  }
-};
-
-PageSide keys_of(const KvView& kv, const AttentionShape& shape) { return {kv, shape, 0}; }
-PageSide values_of(const KvView& kv, const AttentionShape& shape) { return {kv, shape, shape.num_kv_heads * kPageTokens * shape.head_dim}; }
-
-// The first key that a query at `pos` sees.
-int64_t first_visible(int64_t pos, int64_t window) { return window > pos ? 0 : pos - window + 1; }
-
 class ReferenceBackend final : public Backend {
  public:
   std::string_view name() const override { return "reference"; }
@@ -63,7 +45,7 @@ class ReferenceBackend final : public Backend {
     const int64_t hidden = table.in();
     for (size_t t = 0; t < ids.size(); ++t) {
       float* row = out.as<float>() + static_cast<int64_t>(t) * hidden;
-      dequantize_row(table.weight.dtype, table.weight.rows(ids[t], 1).data, hidden, row);
+      widen_row(table, ids[t], row);
       for (int64_t i = 0; i < hidden; ++i) row[i] *= scale;
     }
   }
@@ -81,14 +63,37 @@ class ReferenceBackend final : public Backend {
   }
 
   void linear(const Tensor& x, const Linear& w, const Tensor& out) override {
+    if (w.weight.dtype == DType::i8 && w.activations != ActScheme::none) return linear_int8(x, w, out);
     const int64_t tokens = x.shape[0], in = w.in(), rows = w.out();
     std::vector<float> inputs(static_cast<size_t>(tokens * in)), weights(static_cast<size_t>(in));
     for (int64_t i = 0; i < tokens * in; ++i) inputs[static_cast<size_t>(i)] = load(x, i);
     float* result = out.as<float>();
     for (int64_t o = 0; o < rows; ++o) {
-      dequantize_row(w.weight.dtype, w.weight.rows(o, 1).data, in, weights.data());
+      widen_row(w, o, weights.data());
       for (int64_t t = 0; t < tokens; ++t)
         result[t * rows + o] = static_cast<float>(dot(&inputs[static_cast<size_t>(t * in)], weights.data(), in));
+    }
+  }
+
+  void quantize_rows(const Tensor& x, float fixed_scale, const Tensor& q, const Tensor& scales) override {
+    const int64_t dim = x.row_elements();
+    std::vector<float> row(static_cast<size_t>(dim));
+    for (int64_t r = 0; r < x.shape[0]; ++r) {
+      for (int64_t i = 0; i < dim; ++i) row[static_cast<size_t>(i)] = load(x, r * dim + i);
+      const float scale = fixed_scale > 0 ? fixed_scale : int8_scale(absolute_max(row.data(), dim));
+      quantize_int8(row.data(), dim, scale, q.as<int8_t>() + r * dim);
+      scales.as<float>()[r] = scale;
+    }
+  }
+
+  void matmul_int8(const Tensor& x, const Tensor& x_scales, const Linear& w, const Tensor& out) override {
+    const int64_t rows = x.shape[0], k = w.in(), n = w.out();
+    for (int64_t m = 0; m < rows; ++m) {
+      for (int64_t o = 0; o < n; ++o) {
+        int32_t sum = 0;
+        for (int64_t i = 0; i < k; ++i) sum += static_cast<int32_t>(x.as<int8_t>()[m * k + i]) * w.weight.as<int8_t>()[o * k + i];
+        out.as<float>()[m * n + o] = static_cast<float>(sum) * (x_scales.as<float>()[m] * w.scale.as<float>()[o]);
+      }
     }
   }
 
@@ -120,17 +125,11 @@ class ReferenceBackend final : public Backend {
   }
 
   void append_kv(const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans, const AttentionShape& shape) override {
+    const int64_t width = shape.num_kv_heads * shape.head_dim;
     for (const AttentionSpan& span : spans) {
-      const PageSide keys = keys_of(span.kv, shape), values = values_of(span.kv, shape);
       for (int64_t r = 0; r < span.rows; ++r) {
-        for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-          const int64_t at = ((span.first_row + r) * shape.num_kv_heads + head) * shape.head_dim;
-          const Tensor key = keys.row(span.first_pos + r, head), value = values.row(span.first_pos + r, head);
-          for (int64_t i = 0; i < shape.head_dim; ++i) {
-            store(key, i, k.as<float>()[at + i]);
-            store(value, i, v.as<float>()[at + i]);
-          }
-        }
+        const int64_t at = (span.first_row + r) * width;
+        append_kv_plain(k.as<float>() + at, v.as<float>() + at, span.first_pos + r, span.kv, shape);
       }
     }
   }
@@ -138,11 +137,9 @@ class ReferenceBackend final : public Backend {
   void attention(const Tensor& q, std::span<const AttentionSpan> spans, const AttentionShape& shape, const Tensor& out) override {
     for (const AttentionSpan& span : spans) {
       for (int64_t r = 0; r < span.rows; ++r) {
-        const Tensor result = out.rows(span.first_row + r, 1);
-        for (int64_t head = 0; head < shape.num_heads; ++head) {
-          const float* query = q.as<float>() + ((span.first_row + r) * shape.num_heads + head) * shape.head_dim;
-          attend_one(query, span.first_pos + r, head, span.kv, shape, result);
-        }
+        const int64_t row = span.first_row + r;
+        for (int64_t head = 0; head < shape.num_heads; ++head)
+          attend_plain(q, row, span.first_pos + r, head, span.kv, shape, out.rows(row, 1));
       }
     }
   }
@@ -171,31 +168,19 @@ class ReferenceBackend final : public Backend {
   }
 
  private:
-  // One query of one head over the keys visible to it; writes the head's columns of `result`.
-  void attend_one(const float* query, int64_t pos, int64_t head, const KvView& kv, const AttentionShape& shape, const Tensor& result) {
-    const int64_t kv_head = head / (shape.num_heads / shape.num_kv_heads);
-    const int64_t first = first_visible(pos, shape.window), visible = pos - first + 1;
-    assert(visible >= 1 && visible <= kv.num_pages * kPageTokens);
-    const PageSide keys = keys_of(kv, shape), values = values_of(kv, shape);
+  // Row `n` of a weight as f32.
+  static void widen_row(const Linear& w, int64_t n, float* row) {
+    const int64_t in = w.in();
+    if (w.weight.dtype != DType::i8) return dequantize_row(w.weight.dtype, w.weight.rows(n, 1).data, in, row);
+    for (int64_t i = 0; i < in; ++i) row[i] = static_cast<float>(w.weight.as<int8_t>()[n * in + i]) * w.scale.as<float>()[n];
+  }
 
-    std::vector<double> weight(static_cast<size_t>(visible)), sum(static_cast<size_t>(shape.head_dim));
-    double highest = -INFINITY, total = 0;
-    for (int64_t i = 0; i < visible; ++i) {
-      const Tensor key = keys.row(first + i, kv_head);
-      double score = 0;
-      for (int64_t d = 0; d < shape.head_dim; ++d) score += static_cast<double>(query[d]) * load(key, d);
-      score *= shape.scale;
-      if (shape.softcap != 0) score = shape.softcap * std::tanh(score / shape.softcap);
-      weight[static_cast<size_t>(i)] = score;
-      highest = std::max(highest, score);
-    }
-    for (double& w : weight) total += w = std::exp(w - highest);
-    for (int64_t i = 0; i < visible; ++i) {
-      const Tensor value = values.row(first + i, kv_head);
-      for (int64_t d = 0; d < shape.head_dim; ++d) sum[static_cast<size_t>(d)] += weight[static_cast<size_t>(i)] * load(value, d);
-    }
-    for (int64_t d = 0; d < shape.head_dim; ++d)
-      store(result, head * shape.head_dim + d, static_cast<float>(sum[static_cast<size_t>(d)] / total));
+  void linear_int8(const Tensor& x, const Linear& w, const Tensor& out) {
+    const int64_t tokens = x.shape[0];
+    const Buffer q = allocate_host(static_cast<size_t>(tokens * w.in())), scales = allocate_host(static_cast<size_t>(tokens) * sizeof(float));
+    const Tensor q_rows = q.tensor(DType::i8, {tokens, w.in()}), row_scales = scales.tensor(DType::f32, {tokens});
+    quantize_rows(x, w.activations == ActScheme::fixed ? w.input_scale : 0, q_rows, row_scales);
+    matmul_int8(q_rows, row_scales, w, out);
   }
 };
 

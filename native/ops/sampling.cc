@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "ops/sampling_math.h"
 
 namespace lapidary {
 
@@ -17,12 +18,13 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Candidate {
   int32_t id;
-  float z;       // adjusted logit, divided by the temperature, less the maximum: at most 0
+  float logit;  // adjusted
+  float z;      // less the maximum, divided by the temperature: at most 0
   float weight;  // exp(z)
 };
 
 // The order of filters: likelier first, the lower id among equals.
-bool before(const Candidate& a, const Candidate& b) { return a.z > b.z || (a.z == b.z && a.id < b.id); }
+bool before(const Candidate& a, const Candidate& b) { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
 
 // Buffers of one thread, kept between draws because a vocabulary's worth of fresh pages per token costs more than the draw.
 struct Scratch {
@@ -67,21 +69,6 @@ void check_raw(std::span<const float> logits) {
        ": its weights or inputs are damaged, no token can be drawn");
 }
 
-void check_request(std::span<const float> logits, const SampleRequest& request) {
-  const int64_t vocab = static_cast<int64_t>(logits.size());
-  expect(vocab > 0 && request.settings, ErrorCode::invalid_argument, "sampling needs settings and at least one logit, got ", vocab,
-         " logits");
-  check_settings(*request.settings, vocab);
-  const int64_t words = (vocab + 31) / 32;
-  expect(request.mask.empty() || static_cast<int64_t>(request.mask.size()) == words, ErrorCode::invalid_argument, "token mask has ",
-         request.mask.size(), " words, a vocabulary of ", vocab, " needs ", words);
-  const int64_t history = static_cast<int64_t>(request.history.size());
-  expect(request.prompt_tokens >= 0 && request.prompt_tokens <= history, ErrorCode::invalid_argument, "prompt tokens ",
-         request.prompt_tokens, " must lie within the history of ", history);
-  for (int32_t id : request.history)
-    expect(id >= 0 && id < vocab, ErrorCode::invalid_argument, "history holds token ", id, ", the vocabulary has ", vocab);
-}
-
 void penalize(std::span<float> z, const SampleRequest& request, std::vector<int32_t>& counts) {
   const SamplingSettings& s = *request.settings;
   const std::span<const int32_t> generated = request.history.subspan(static_cast<size_t>(request.prompt_tokens));
@@ -89,7 +76,7 @@ void penalize(std::span<float> z, const SampleRequest& request, std::vector<int3
   if (s.repetition_penalty != 1) {
     for (int32_t id : request.history) {
       if (counts[id]++) continue;
-      z[id] = z[id] > 0 ? z[id] / s.repetition_penalty : z[id] * s.repetition_penalty;
+      z[id] = sampling::repeated(z[id], s.repetition_penalty);
     }
     for (int32_t id : request.history) counts[id] = 0;
   }
@@ -97,7 +84,7 @@ void penalize(std::span<float> z, const SampleRequest& request, std::vector<int3
     for (int32_t id : generated) ++counts[id];
     for (int32_t id : generated) {
       if (counts[id] == 0) continue;
-      z[id] -= s.presence_penalty + s.frequency_penalty * static_cast<float>(counts[id]);
+      z[id] = sampling::generated(z[id], s.presence_penalty, s.frequency_penalty, counts[id]);
       counts[id] = 0;
     }
   }
@@ -114,7 +101,7 @@ void apply_mask(std::span<float> z, std::span<const uint32_t> mask) {
 
 // Bias, penalties and mask over a copy of the logits; gives the largest of what is left.
 float adjust(std::span<const float> logits, const SampleRequest& request, Scratch& s) {
-  check_request(logits, request);
+  check_sample_request(request, static_cast<int64_t>(logits.size()));
   check_raw(logits);
   s.logits.assign(logits.begin(), logits.end());
   for (const auto& [id, bias] : request.settings->logit_bias) s.logits[id] += bias;
@@ -150,23 +137,23 @@ void collect(const Scratch& s, float top, float threshold, float temperature, st
   out.clear();
   for (size_t i = 0; i < s.logits.size(); ++i) {
     if (s.logits[i] < threshold || s.logits[i] == -kInfinity) continue;
-    const float z = (s.logits[i] - top) / temperature;
-    out.push_back({static_cast<int32_t>(i), z, std::exp(z)});
+    const float z = sampling::scaled_logit(s.logits[i], top, temperature);
+    out.push_back({static_cast<int32_t>(i), s.logits[i], z, sampling::weight_of(z)});
   }
 }
 
-double total_weight(std::span<const Candidate> candidates) {
-  double sum = 0;
-  for (const Candidate& c : candidates) sum += c.weight;
+uint64_t total_units(std::span<const Candidate> candidates, int unit_bits) {
+  uint64_t sum = 0;
+  for (const Candidate& c : candidates) sum += sampling::units_of(c.weight, unit_bits);
   return sum;
 }
 
-// The last candidate, in the order of `before`, with less than `limit` of weight before it. `above` is the weight outside the set.
-Candidate last_below(std::span<Candidate> set, double above, double limit) {
+// The last candidate, in the order of `before`, with fewer than `limit` units before it. `above` are the units outside the set.
+Candidate last_below(std::span<Candidate> set, uint64_t above, uint64_t limit, int unit_bits) {
   while (set.size() > 64) {
     const size_t half = set.size() / 2;
     std::nth_element(set.begin(), set.begin() + static_cast<ptrdiff_t>(half), set.end(), before);
-    const double upper = total_weight(set.first(half));
+    const uint64_t upper = total_units(set.first(half), unit_bits);
     if (above + upper >= limit) {
       set = set.first(half);
     } else {
@@ -177,32 +164,32 @@ Candidate last_below(std::span<Candidate> set, double above, double limit) {
   std::sort(set.begin(), set.end(), before);
   size_t last = 0;
   for (; last + 1 < set.size(); ++last) {
-    above += set[last].weight;
+    above += sampling::units_of(set[last].weight, unit_bits);
     if (above >= limit) break;
   }
   return set[last];
 }
 
-// Keeps tokens that have less than top_p of the mass before them in descending order: the first token always stays. One pass
+// Keeps tokens that have less than top_p of the units before them in descending order: the first token always stays. One pass
 // over coarse buckets finds where the limit falls; only that bucket is looked at closely.
-void keep_top_p(Scratch& s, float top_p) {
+void keep_top_p(Scratch& s, float top_p, int unit_bits) {
   constexpr int kBuckets = 2048;
   constexpr float kRange = 32;  // exp(-32) of the maximum and less share the last bucket
   const auto bucket = [](float z) {
     return z <= -kRange ? kBuckets - 1 : std::min(kBuckets - 1, static_cast<int>(z * (-kBuckets / kRange)));
   };
-  std::array<double, kBuckets> mass{};
-  for (const Candidate& c : s.candidates) mass[bucket(c.z)] += c.weight;
-  double total = 0, above = 0;
-  for (double m : mass) total += m;
-  const double limit = static_cast<double>(top_p) * total;
+  std::array<uint64_t, kBuckets> mass{};
+  for (const Candidate& c : s.candidates) mass[bucket(c.z)] += sampling::units_of(c.weight, unit_bits);
+  uint64_t total = 0, above = 0;
+  for (uint64_t m : mass) total += m;
+  const uint64_t limit = sampling::top_p_limit(top_p, total);
   int at = 0;
-  while (at + 1 < kBuckets && above + mass[at] < limit) above += mass[at++];  // ends at a bucket with mass: the sums are those of total
+  while (at + 1 < kBuckets && above + mass[at] < limit) above += mass[at++];  // ends at a bucket with mass: the limit is not above the total
 
   s.boundary.clear();
   for (const Candidate& c : s.candidates)
     if (bucket(c.z) == at) s.boundary.push_back(c);
-  const Candidate last = last_below(s.boundary, above, limit);
+  const Candidate last = last_below(s.boundary, above, limit, unit_bits);
   std::erase_if(s.candidates, [&](const Candidate& c) { return before(last, c); });
 }
 
@@ -213,29 +200,26 @@ const std::vector<Candidate>& filter(std::span<const float> logits, const Sample
   const float top = adjust(logits, request, s);
   if (settings.temperature == 0) {
     const auto first = std::find(s.logits.begin(), s.logits.end(), top);
-    s.candidates.assign(1, {static_cast<int32_t>(first - s.logits.begin()), 0, 1});
+    s.candidates.assign(1, {static_cast<int32_t>(first - s.logits.begin()), top, 0, 1});
     return s.candidates;
   }
   const bool some = settings.top_k > 0 && settings.top_k < static_cast<int64_t>(logits.size());
   collect(s, top, some ? kth_largest(s.logits, static_cast<size_t>(settings.top_k), s.selection) : -kInfinity, settings.temperature,
           s.candidates);
-  if (settings.top_p < 1) keep_top_p(s, settings.top_p);
+  if (settings.top_p < 1) keep_top_p(s, settings.top_p, sampling::unit_bits(static_cast<int64_t>(logits.size())));
   if (settings.min_p > 0) std::erase_if(s.candidates, [&](const Candidate& c) { return c.weight < settings.min_p; });
   return s.candidates;
 }
 
 // Inverse cumulative distribution in id order.
-int32_t draw(std::span<const Candidate> candidates, double uniform) {
-  const double target = uniform * total_weight(candidates);
-  double sum = 0;
-  int32_t last = candidates.front().id;
+int32_t draw(std::span<const Candidate> candidates, uint64_t random_bits, int unit_bits) {
+  const uint64_t target = sampling::draw_target(random_bits, total_units(candidates, unit_bits));
+  uint64_t sum = 0;
   for (const Candidate& c : candidates) {
-    if (c.weight == 0) continue;
-    last = c.id;
-    sum += c.weight;
-    if (sum > target) break;
+    sum += sampling::units_of(c.weight, unit_bits);
+    if (sum > target) return c.id;
   }
-  return last;
+  fail(ErrorCode::internal, "a draw passed the end of its distribution");  // the target is below the total
 }
 
 // Log-probabilities of the raw logits: the chosen token's and the `count` likeliest.
@@ -254,15 +238,9 @@ void fill_logprobs(std::span<const float> logits, size_t count, SampleResult& re
   const float threshold = kth_largest(logits, count, s.selection);
   s.boundary.clear();
   for (size_t i = 0; i < logits.size(); ++i)
-    if (logits[i] >= threshold) s.boundary.push_back({static_cast<int32_t>(i), logits[i], 0});
+    if (logits[i] >= threshold) s.boundary.push_back({static_cast<int32_t>(i), logits[i], 0, 0});
   std::partial_sort(s.boundary.begin(), s.boundary.begin() + static_cast<ptrdiff_t>(count), s.boundary.end(), before);
   for (size_t i = 0; i < count; ++i) result.top.push_back({s.boundary[i].id, logprob(s.boundary[i].id)});
-}
-
-uint64_t mix(uint64_t x) {  // splitmix64's finalizer
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
 }
 
 void check_range(const char* name, double value, double low, double high, const char* range) {
@@ -287,25 +265,37 @@ void check_settings(const SamplingSettings& s, int64_t vocab) {
   }
 }
 
+void check_sample_request(const SampleRequest& request, int64_t vocab) {
+  expect(vocab > 0 && request.settings, ErrorCode::invalid_argument, "sampling needs settings and at least one logit, got ", vocab,
+         " logits");
+  check_settings(*request.settings, vocab);
+  const int64_t words = (vocab + 31) / 32;
+  expect(request.mask.empty() || static_cast<int64_t>(request.mask.size()) == words, ErrorCode::invalid_argument, "token mask has ",
+         request.mask.size(), " words, a vocabulary of ", vocab, " needs ", words);
+  const int64_t history = static_cast<int64_t>(request.history.size());
+  expect(request.prompt_tokens >= 0 && request.prompt_tokens <= history, ErrorCode::invalid_argument, "prompt tokens ",
+         request.prompt_tokens, " must lie within the history of ", history);
+  for (int32_t id : request.history)
+    expect(id >= 0 && id < vocab, ErrorCode::invalid_argument, "history holds token ", id, ", the vocabulary has ", vocab);
+}
+
 void sampling_distribution(std::span<const float> logits, const SampleRequest& request, std::span<float> out) {
   expect(out.size() == logits.size(), ErrorCode::invalid_argument, "room for ", out.size(), " probabilities of ", logits.size(), " logits");
   const std::vector<Candidate>& candidates = filter(logits, request);
-  const double total = total_weight(candidates);
+  const int unit_bits = sampling::unit_bits(static_cast<int64_t>(logits.size()));
+  const double total = static_cast<double>(total_units(candidates, unit_bits)) / static_cast<double>(uint64_t{1} << unit_bits);
   std::fill(out.begin(), out.end(), 0.0f);
   for (const Candidate& c : candidates) out[c.id] = static_cast<float>(c.weight / total);
 }
 
 SampleResult sample_token(std::span<const float> logits, const SampleRequest& request) {
   SampleResult result;
-  result.id = draw(filter(logits, request), counter_uniform(request.seed, request.counter));
+  const int unit_bits = sampling::unit_bits(static_cast<int64_t>(logits.size()));
+  result.id = draw(filter(logits, request), sampling::draw_bits(request.seed, request.counter), unit_bits);
   if (request.top_logprobs >= 0) fill_logprobs(logits, static_cast<size_t>(request.top_logprobs), result);
   return result;
 }
 
-// A splitmix64 stream whose start is the mixed seed: neighbouring seeds give unrelated streams.
-double counter_uniform(uint64_t seed, uint64_t counter) {
-  constexpr uint64_t kStep = 0x9e3779b97f4a7c15u;
-  return static_cast<double>(mix(mix(seed + kStep) + (counter + 1) * kStep) >> 11) * 0x1p-53;
-}
+double counter_uniform(uint64_t seed, uint64_t counter) { return static_cast<double>(sampling::draw_bits(seed, counter)) * 0x1p-53; }
 
 }  // namespace lapidary

@@ -34,6 +34,9 @@ struct SampleRequest {
   int32_t top_logprobs = -1;  // -1: none wanted; n >= 0: the chosen token's and the n likeliest
 };
 
+// Error(invalid_argument) for settings, a mask or a history that do not fit a vocabulary.
+void check_sample_request(const SampleRequest& request, int64_t vocab);
+
 struct TokenLogprob {
   int32_t id;
   float logprob;  // of softmax over the raw logits (soft-cap included, no settings applied)

@@ -12,7 +12,7 @@ namespace {
 
 int64_t pages_for(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
-int64_t bytes_of_page(const ModelConfig& config, DType dtype) { return 2 * kPageTokens * dtype_bytes(dtype, config.kv_width()); }
+int64_t bytes_of_page(const ModelConfig& config, DType dtype) { return kv_page_bytes(dtype, config.num_kv_heads, config.head_dim); }
 
 Tensor page_tensor(const Buffer& buffer, int64_t bytes) { return buffer.tensor(DType::u8, {bytes}); }
 
@@ -24,8 +24,7 @@ PagePool::PagePool(Backend& backend, const ModelConfig& config, DType kv_dtype, 
     : backend_(backend),
       dtype_(kv_dtype),
       page_bytes_(bytes_of_page(config, kv_dtype)),
-      limit_bytes_(limit_bytes),
-      zeros_(static_cast<size_t>(page_bytes_)) {}
+      limit_bytes_(limit_bytes) {}
 
 PagePool::~PagePool() = default;
 
@@ -34,14 +33,14 @@ PagePool::Page* PagePool::take() {
          " of its limit of ", limit_bytes_, " bytes and needs ", page_bytes_, " more: raise the limit, or end other sequences");
   if (free_.empty()) {
     auto page = std::make_unique<Page>();
-    page->buffer = backend_.allocate(static_cast<size_t>(page_bytes_));
+    page->buffer = backend_.allocate_page(static_cast<size_t>(page_bytes_));
     free_.reserve(pages_.size() + 1);  // release() must not fail
     pages_.push_back(std::move(page));
     free_.push_back(pages_.back().get());
   }
   Page* page = free_.back();
   // Vector code may load rows that no query sees; zeros keep what it multiplies by a zero weight from being NaN.
-  backend_.upload(page_tensor(page->buffer, page_bytes_), zeros_.data());
+  backend_.zero(page_tensor(page->buffer, page_bytes_));
   free_.pop_back();
   page->users = 1;
   ++used_pages_;
@@ -55,11 +54,7 @@ void PagePool::release(Page* page) {
 }
 
 void PagePool::copy(const Page& from, Page& to) {
-  const Tensor source = page_tensor(from.buffer, page_bytes_);
-  if (from.buffer.device == Device::host) return backend_.upload(page_tensor(to.buffer, page_bytes_), source.data);
-  std::vector<std::byte> host(static_cast<size_t>(page_bytes_));
-  backend_.download(host.data(), source);
-  backend_.upload(page_tensor(to.buffer, page_bytes_), host.data());
+  backend_.copy(page_tensor(to.buffer, page_bytes_), page_tensor(from.buffer, page_bytes_));
 }
 
 void PagePool::trim() {

@@ -42,7 +42,6 @@ class PagePool {
   Backend& backend_;
   DType dtype_;
   int64_t page_bytes_ = 0, limit_bytes_ = 0, used_pages_ = 0;
-  std::vector<std::byte> zeros_;  // one page
   std::vector<std::unique_ptr<Page>> pages_;
   std::vector<Page*> free_;
 };

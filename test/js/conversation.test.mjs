@@ -6,11 +6,11 @@ import path from 'node:path'
 import test, { after, before } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { loadModel } from 'lapidary'
-import { failsWith, golden, program, temporaryFolder, tiny } from './support.mjs'
+import { failsWith, golden, program, temporaryFolder, testDevice, tiny } from './support.mjs'
 
 let model
 before(async () => {
-  model = await loadModel(tiny, { device: 'cpu' })
+  model = await loadModel(tiny, { device: testDevice })
 })
 after(() => model.close())
 
@@ -90,7 +90,7 @@ test('each turn computes only what is new', async () => {
 })
 
 test('turns continue as the whole conversation would', async () => {
-  const exact = await loadModel(tiny, { device: 'cpu', precision: 'f32', prefixCache: 0 })
+  const exact = await loadModel(tiny, { device: testDevice, precision: 'f32', prefixCache: 0 })
   const chat = exact.chat()
   await chat.send('Name three ships.', short).result
   const past = chat.tokens()
@@ -222,7 +222,7 @@ test('saved files that do not fit are refused', async (t) => {
   flipped[flipped.length - 50] ^= 0x40
   fs.writeFileSync(path.join(folder, 'flipped'), flipped)
   for (const name of ['short', 'flipped', 'missing']) await assert.rejects(model.loadChat(path.join(folder, name)), failsWith('bad_file'), name)
-  const exact = await loadModel(tiny, { device: 'cpu', precision: 'f32' })
+  const exact = await loadModel(tiny, { device: testDevice, precision: 'f32' })
   t.after(() => exact.close())
   await assert.rejects(exact.loadChat(file), failsWith('bad_file'))
 })
@@ -280,7 +280,7 @@ test('what a chat refuses', async () => {
 
 test('a vocabulary without turn markers is told apart', async (t) => {
   const folder = fs.readdirSync(golden('gguf/gemma3-tiny')).find((name) => name.endsWith('q8_0.gguf'))
-  const other = await loadModel(golden('gguf/gemma3-tiny', folder), { device: 'cpu' })
+  const other = await loadModel(golden('gguf/gemma3-tiny', folder), { device: testDevice })
   t.after(() => other.close())
   if (other.tokenizer.find('<start_of_turn>') >= 0) {
     const { text } = await other.chat({ format: 'gemma3' }).send('a', { maxTokens: 2 }).result

@@ -3,11 +3,11 @@ import assert from 'node:assert/strict'
 import test, { after, before } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { estimateMemory, inspect, loadModel } from 'lapidary'
-import { failsWith, golden, logSoftmax, tiny } from './support.mjs'
+import { failsWith, golden, logSoftmax, testDevice, tiny } from './support.mjs'
 
 let model
 before(async () => {
-  model = await loadModel(tiny, { device: 'cpu' })
+  model = await loadModel(tiny, { device: testDevice })
 })
 after(() => model.close())
 
@@ -225,7 +225,7 @@ test('token ids are taken as they are, text gets BOS once', async () => {
 })
 
 test('a full context ends with length', async (t) => {
-  const short = await loadModel(tiny, { device: 'cpu', contextTokens: 40 })
+  const short = await loadModel(tiny, { device: testDevice, contextTokens: 40 })
   t.after(() => short.close())
   const { finishReason, usage } = await short.generate(prompt, { ignoreEos: true })
   assert.equal(finishReason, 'length')
@@ -234,7 +234,7 @@ test('a full context ends with length', async (t) => {
 })
 
 test('too little memory fails that request and leaves the model usable', async (t) => {
-  const small = await loadModel(tiny, { device: 'cpu', kvLimitBytes: 1_500_000, prefixCache: 0, precision: 'f32' })
+  const small = await loadModel(tiny, { device: testDevice, kvLimitBytes: 1_500_000, prefixCache: 0, precision: 'f32' })
   t.after(() => small.close())
   await assert.rejects(small.generate(Array(2000).fill(5), { maxTokens: 1 }), failsWith('out_of_memory'))
   assert.equal((await small.generate(prompt, { maxTokens: 3 })).tokens.length, 3)
@@ -317,7 +317,7 @@ test('after close everything is refused, and close may be called again', async (
 })
 
 test('a model without a tokenizer takes ids and refuses text', async (t) => {
-  const bare = await loadModel(golden('gemma3-tiny'), { device: 'cpu' })
+  const bare = await loadModel(golden('gemma3-tiny'), { device: testDevice })
   t.after(() => bare.close())
   assert.equal(bare.tokenizer, null)
   await assert.rejects(bare.generate('text'), failsWith('unsupported', /no tokenizer/))
@@ -332,7 +332,7 @@ test('the estimate and the real use of memory', async () => {
   const estimate = await estimateMemory(tiny, { contextTokens, sequences: 2, precision: 'bf16' })
   assert.equal(estimate.kvBytes, 2 * estimate.kvBytesPerSequence)
   assert.equal(estimate.totalBytes, estimate.weightBytes + estimate.kvBytes + estimate.scratchBytes)
-  const running = await loadModel(tiny, { device: 'cpu', contextTokens, prefixCache: 0 })
+  const running = await loadModel(tiny, { device: testDevice, contextTokens, prefixCache: 0 })
   const run = running.stream(Array(1000).fill(5), { maxTokens: 20, ignoreEos: true })
   let most = 0
   for await (const _ of run) most = Math.max(most, running.memory().kvBytes)
@@ -352,7 +352,7 @@ test('inspect tells facts and tensors without loading', async () => {
 })
 
 test('logprobs are those of the raw logits, whatever the settings', async (t) => {
-  const exact = await loadModel(tiny, { device: 'cpu', precision: 'f32' })
+  const exact = await loadModel(tiny, { device: testDevice, precision: 'f32' })
   t.after(() => exact.close())
   const ids = [2, ...exact.tokenizer.encode(prompt)]
   const { tokens, logprobs } = await exact.generate(ids, { maxTokens: 5, temperature: 0.3, topK: 2, seed: 1, logprobs: true, logitBias: { 7: 3 } })

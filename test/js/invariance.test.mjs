@@ -4,14 +4,14 @@ import fs from 'node:fs'
 import path from 'node:path'
 import test from 'node:test'
 import { loadModel } from 'lapidary'
-import { assertSameBits, golden, logSoftmax, readJson, readSafetensors, temporaryFolder, tiny } from './support.mjs'
+import { assertSameBits, golden, logSoftmax, readJson, readSafetensors, temporaryFolder, testDevice, tiny } from './support.mjs'
 
 const expected = readSafetensors(golden('gemma3-small/expected.safetensors'))
 const prompts = [0, 1, 2, 3].map((i) => [...expected[`text${i}.ids`].data])
 const windows = Array.from({ length: 9 }, (_, i) => [...expected['perplexity.windows'].data.subarray(257 * i, 257 * i + 40 + 23 * i)])
 
 async function results(options, sequences = windows.slice(0, 3)) {
-  const model = await loadModel(tiny, { device: 'cpu', prefixCache: 0, ...options })
+  const model = await loadModel(tiny, { device: testDevice, prefixCache: 0, ...options })
   try {
     const logits = await model.logits(sequences)
     const texts = await Promise.all(prompts.map((ids, i) => model.generate(ids, { maxTokens: 24, temperature: 0.9, topK: 50, seed: 7 + i, logprobs: true })))
@@ -40,7 +40,7 @@ for (const precision of ['f32', 'bf16']) {
   })
 
   test(`alone and among eight others: ${precision}`, async (t) => {
-    const model = await loadModel(tiny, { device: 'cpu', precision, prefixCache: 0 })
+    const model = await loadModel(tiny, { device: testDevice, precision, prefixCache: 0 })
     t.after(() => model.close())
     const together = await model.logits(windows)
     for (const [i, window] of windows.entries()) assertSameBits((await model.logits([window]))[0], together[i], `logits ${i}`)
@@ -51,7 +51,7 @@ for (const precision of ['f32', 'bf16']) {
 }
 
 test('a cached prefix changes nothing but the time', async (t) => {
-  const model = await loadModel(tiny, { device: 'cpu', precision: 'f32', prefixCache: 2 })
+  const model = await loadModel(tiny, { device: testDevice, precision: 'f32', prefixCache: 2 })
   t.after(() => model.close())
   const ask = () => model.generate(windows[5], { maxTokens: 20, temperature: 1, seed: 3, logprobs: true })
   const first = await ask(), second = await ask()
@@ -64,7 +64,7 @@ test('a cached prefix changes nothing but the time', async (t) => {
 // The window of the embedded model's local layers is 64.
 for (const length of [63, 64, 65, 128, 5 * 64 + 3]) {
   test(`generation across a local window from ${length} tokens equals scoring without a cache`, async (t) => {
-    const model = await loadModel(tiny, { device: 'cpu', precision: 'f32', prefillChunk: 48 })
+    const model = await loadModel(tiny, { device: testDevice, precision: 'f32', prefillChunk: 48 })
     t.after(() => model.close())
     const stream = [...expected['perplexity.windows'].data.subarray(0, length)]
     const { tokens, logprobs } = await model.generate(stream, { maxTokens: 12, temperature: 1, seed: 1, logprobs: 3, ignoreEos: true })
@@ -84,7 +84,7 @@ test('a context of 20,000 tokens equals scoring without a cache', { skip: !proce
   const folder = temporaryFolder(t)
   for (const name of ['model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'generation_config.json']) fs.symlinkSync(path.join(tiny, name), path.join(folder, name))
   fs.writeFileSync(path.join(folder, 'config.json'), JSON.stringify({ ...readJson(tiny, 'config.json'), max_position_embeddings: 20_480 }))
-  const model = await loadModel(folder, { device: 'cpu', precision: 'f32', prefillChunk: 250, prefixCache: 0 })
+  const model = await loadModel(folder, { device: testDevice, precision: 'f32', prefillChunk: 250, prefixCache: 0 })
   t.after(() => model.close())
   const stream = Array.from({ length: 20_000 }, (_, i) => expected['perplexity.windows'].data[i % (64 * 257)])
   const { tokens, logprobs } = await model.generate(stream, { maxTokens: 16, temperature: 1, seed: 1, logprobs: true, ignoreEos: true })

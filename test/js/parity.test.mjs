@@ -4,9 +4,9 @@ import fs from 'node:fs'
 import path from 'node:path'
 import test from 'node:test'
 import { loadModel } from 'lapidary'
-import { assertClose, assertSameBits, checkpoints, golden, meanKl, readSafetensors, temporaryFolder } from './support.mjs'
+import { assertClose, assertSameBits, checkpoints, golden, meanKl, readSafetensors, temporaryFolder, testDevice } from './support.mjs'
 
-for (const device of ['reference', 'cpu']) {
+for (const device of new Set(['reference', 'cpu', testDevice])) {
   for (const name of checkpoints) {
     const expected = readSafetensors(golden(name, 'expected.safetensors'))
     const keys = Object.keys(expected).filter((key) => /^case\d+\.ids$/.test(key)).map((key) => key.slice(0, -4)).sort()
@@ -51,7 +51,7 @@ for (const name of checkpoints) {
     fs.copyFileSync(golden(name, 'config.hub.json'), path.join(folder, 'config.json'))
     fs.symlinkSync(golden(name, 'model.safetensors'), path.join(folder, 'model.safetensors'))
     const ids = [[...readSafetensors(golden(name, 'expected.safetensors'))['case2.ids'].data]]
-    const models = await Promise.all([folder, golden(name)].map((at) => loadModel(at, { device: 'cpu', precision: 'f32' })))
+    const models = await Promise.all([folder, golden(name)].map((at) => loadModel(at, { device: testDevice, precision: 'f32' })))
     const [a, b] = await Promise.all(models.map((model) => model.logits(ids)))
     assertSameBits(a[0], b[0], 'logits')
     await Promise.all(models.map((model) => model.close()))
@@ -62,7 +62,7 @@ for (const name of checkpoints) {
     test(`${file}: logits on the dequantized weights`, async (t) => {
       const expected = readSafetensors(path.join(folder, 'expected.safetensors'))
       const key = file.slice(0, -'.gguf'.length)
-      const model = await loadModel(path.join(folder, file), { device: 'cpu', precision: 'f32' })
+      const model = await loadModel(path.join(folder, file), { device: testDevice, precision: 'f32' })
       t.after(() => model.close())
       const [got] = await model.logits([expected[`${key}.ids`].data])
       assertClose(got, expected[`${key}.logits_f32`].data, 1e-4, file)
@@ -72,7 +72,7 @@ for (const name of checkpoints) {
 
 test('a multimodal checkpoint runs its text part and says so', async (t) => {
   const expected = readSafetensors(golden('gemma3-vision-tiny/expected.safetensors'))
-  const model = await loadModel(golden('gemma3-vision-tiny'), { device: 'cpu', precision: 'f32' })
+  const model = await loadModel(golden('gemma3-vision-tiny'), { device: testDevice, precision: 'f32' })
   t.after(() => model.close())
   assert.match(model.info.notes.join('\n'), /vision/i)
   const [logits] = await model.logits([[...expected.ids.data].slice(0, 4)])

@@ -2,13 +2,13 @@
 import assert from 'node:assert/strict'
 import test, { after, before } from 'node:test'
 import { loadModel } from 'lapidary'
-import { assertClose, golden, logSumExp, meanKl, readJson, readSafetensors, tiny } from './support.mjs'
+import { assertClose, golden, logSumExp, meanKl, readJson, readSafetensors, testDevice, tiny } from './support.mjs'
 
 const expected = readSafetensors(golden('gemma3-small/expected.safetensors'))
 const { samples } = readJson(golden('gemma3-small/expected.json'))
 let model
 before(async () => {
-  model = await loadModel(tiny, { device: 'cpu', precision: 'f32' })
+  model = await loadModel(tiny, { device: testDevice, precision: 'f32' })
 })
 after(() => model.close())
 
@@ -27,7 +27,7 @@ test('prompts as text begin with BOS once', () => {
 })
 
 test('logits in f32 and bf16', async (t) => {
-  const half = await loadModel(tiny, { device: 'cpu', precision: 'bf16' })
+  const half = await loadModel(tiny, { device: testDevice, precision: 'bf16' })
   t.after(() => half.close())
   const vocab = model.info.vocab
   for (let i = 0; i < samples.length; i++) {

@@ -11,6 +11,9 @@ export const golden = (...names) => path.join(root, 'test/golden', ...names)
 export const tiny = path.join(root, 'models/tiny')
 export const readJson = (...names) => JSON.parse(fs.readFileSync(path.join(...names), 'utf8'))
 
+/** What models run on: bench/gpu/check.sh runs these tests on 'cuda'. */
+export const testDevice = process.env.LAPIDARY_TEST_DEVICE || 'cpu'
+
 /** Text checkpoints with golden logits. */
 export const checkpoints = ['gemma2-tiny', 'gemma3-tiny', 'gemma3-head256']
 

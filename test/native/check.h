@@ -21,6 +21,7 @@ struct Case {
 std::vector<Case>& cases();
 int add_case(std::string name, std::function<void()> body);
 void record_failure(const char* file, int line, const std::string& what);
+int failures();  // of the running case so far
 struct LeaveCase {};
 
 // Golden data: the folder test/golden of the checkout (or the environment's LAPIDARY_GOLDEN).

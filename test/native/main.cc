@@ -30,6 +30,8 @@ void record_failure(const char* file, int line, const std::string& what) {
   std::printf("    %s:%d: %s\n", file, line, what.c_str());
 }
 
+int failures() { return failures_in_case; }
+
 std::string golden(const std::string& relative) {
   const char* root = std::getenv("LAPIDARY_GOLDEN");
   return (root ? std::string(root) : std::string(LAPIDARY_SOURCE_DIR "/test/golden")) + "/" + relative;

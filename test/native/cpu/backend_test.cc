@@ -67,9 +67,10 @@ TEST("cpu: threads") {
 
 TEST("cpu: linear refuses what it cannot do") {
   const Owned x = activations(DType::f32, {2, 32}, 1), w = weights(DType::f32, 4, 16, 1);
-  Owned out(DType::f32, {2, 4}), bytes(DType::i8, {4, 32});
+  Owned out(DType::f32, {2, 4}), int8(DType::i8, {4, 32}), bytes(DType::u8, {4, 32});
   CHECK_THROWS(make_cpu_backend(1)->linear(x.t, {w.t, nullptr}, out.t), ErrorCode::internal, "[4, 16]");
-  CHECK_THROWS(make_cpu_backend(1)->linear(x.t, {bytes.t, nullptr}, out.t), ErrorCode::unsupported, "i8");
+  CHECK_THROWS(make_cpu_backend(1)->linear(x.t, {bytes.t, nullptr}, out.t), ErrorCode::unsupported, "u8");
+  CHECK_THROWS(make_cpu_backend(1)->linear(x.t, {int8.t, nullptr}, out.t), ErrorCode::internal, "scales []");
 }
 
 TEST("cpu: linear gives equal bits for every instruction set, thread count and batch") {

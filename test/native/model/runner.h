@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -15,9 +17,13 @@
 
 namespace lapidary::test {
 
-inline std::unique_ptr<Backend> make_backend(const std::string& name) {
-  return name == "cpu" ? make_cpu_backend(2) : make_reference_backend();
+// "reference", "cpu", and what the test program adds.
+inline std::map<std::string, std::function<std::unique_ptr<Backend>()>>& backend_makers() {
+  static std::map<std::string, std::function<std::unique_ptr<Backend>()>> makers = {{"reference", [] { return make_reference_backend(); }},
+                                                                                    {"cpu", [] { return make_cpu_backend(2); }}};
+  return makers;
 }
+inline std::unique_ptr<Backend> make_backend(const std::string& name) { return backend_makers().at(name)(); }
 
 // Pages of one sequence. `ring_chunk` 0: every position has its own row in every layer; else local layers get the fewest pages
 // that serve chunks of that size.

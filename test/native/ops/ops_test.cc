@@ -241,4 +241,176 @@ TEST("ops: attention against the reference, over windows, groups, head sizes and
   }
 }
 
+// --- int8 ---------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+struct Int8Weight {
+  Owned q, scale;
+  Linear linear;
+};
+
+Int8Weight int8_weight(int64_t out, int64_t in, uint64_t seed) {
+  Int8Weight w{Owned(DType::i8, {out, in}, 1), Owned(DType::f32, {out}), {}};
+  Random random(seed);
+  for (int64_t i = 0; i < out * in; ++i) w.q.t.as<int8_t>()[i] = static_cast<int8_t>(static_cast<int>(random.bits() % 255) - 127);
+  for (int64_t n = 0; n < out; ++n) w.scale.t.as<float>()[n] = 0.001f + 0.01f * std::abs(random.symmetric());
+  w.linear = {w.q.t, nullptr, w.scale.t};
+  return w;
+}
+
+}  // namespace
+
+TEST("ops: quantize_rows follows the int8 rule") {
+  // By hand: scale 2 / 127; 1 / scale = 63.5 exactly; ties go to even.
+  const float row[] = {2, -2, 0, -0.0f, 1, 1.5f / 63.5f, 2.5f / 63.5f, -0.5f / 63.5f, NAN};
+  const int8_t want[] = {127, -127, 0, 0, 64, 2, 2, 0, 0};
+  const Tensor x(row, DType::f32, {1, 9});
+  for (NamedBackend& b : backends()) {
+    Owned q(DType::i8, {1, 9}), scales(DType::f32, {1});
+    b.backend->quantize_rows(x, 0, q.t, scales.t);
+    CHECK(scales.t.as<float>()[0] == 2.0f / 127);
+    for (int i = 0; i < 9; ++i) CHECK_MSG(q.t.as<int8_t>()[i] == want[i], b.label << ", element " << i << ": " << int{q.t.as<int8_t>()[i]});
+  }
+  for (DType act : {DType::f32, DType::bf16}) {
+    for (float fixed : {0.0f, 0.02f}) {
+      const Owned data = activations(act, {5, 137}, 3);
+      check_same("quantize_rows", {5, 137 / 4 + 2}, DType::f32, 0, 0, [&](Backend& b, const Tensor& t) {
+        std::memset(t.data, 0, static_cast<size_t>(t.bytes()));
+        Owned q(DType::i8, {5, 137}), scales(DType::f32, {5});
+        b.quantize_rows(data.t, fixed, q.t, scales.t);
+        for (int64_t i = 0; i < 5 * 34; ++i) t.as<float>()[i / 34 * 36 + i % 34] = static_cast<float>(q.t.as<int8_t>()[i / 34 * 137 + i % 34]);
+        for (int64_t r = 0; r < 5; ++r) t.as<float>()[r * t.shape[1] + 34] = scales.t.as<float>()[r];
+      });
+    }
+  }
+}
+
+TEST("ops: int8 products are equal bits on every backend, weight-only ones are close") {
+  for (int64_t tokens : {1, 2, 17, 65}) {
+    for (int64_t in : {1, 16, 33, 144}) {
+      for (int64_t out : {1, 31, 32, 70}) {
+        Int8Weight w = int8_weight(out, in, static_cast<uint64_t>(out * 1000 + in));
+        const Owned x = activations(DType::bf16, {tokens, in}, static_cast<uint64_t>(tokens));
+        for (ActScheme scheme : {ActScheme::token, ActScheme::fixed, ActScheme::none}) {
+          w.linear.activations = scheme;
+          w.linear.input_scale = 0.02f;
+          const double bound = scheme == ActScheme::none ? 1e-5 : 0;
+          Owned want(DType::f32, {tokens, out}), got(DType::f32, {tokens, out});
+          make_reference_backend()->linear(x.t, w.linear, want.t);
+          for (NamedBackend& b : backends()) {
+            b.backend->linear(x.t, w.linear, got.t);
+            const double error = bound > 0 ? relative_error(values_of(got.t), values_of(want.t)) : bits_of(got.t) != bits_of(want.t);
+            CHECK_MSG(error <= bound, b.label << ", tokens " << tokens << ", in " << in << ", out " << out << ": error " << error);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST("ops: embedding rows of an int8 table") {
+  const Int8Weight w = int8_weight(9, 33, 4);
+  const std::vector<int32_t> ids = {8, 0, 5};
+  check_same("embed", {3, 33}, DType::f32, 1e-7, 0, [&](Backend& b, const Tensor& t) { b.embed(ids, w.linear, 3.0f, t); });
+}
+
+// --- prefixes, image blocks, int8 caches ---------------------------------------------------------------------------------
+
+namespace {
+
+// Bell-shaped, no outliers.
+Owned bells(std::initializer_list<int64_t> dims, uint64_t seed) {
+  Owned a(DType::f32, dims);
+  Random random(seed);
+  for (int64_t i = 0; i < a.t.elements(); ++i) a.t.as<float>()[i] = random.bell();
+  return a;
+}
+
+// One sequence of `tokens` in one step, with extras; pages in a row. Gives [tokens, heads * dim].
+std::vector<float> attend_with(Backend& b, AttentionShape shape, int64_t tokens, DType kv, const AttentionExtras& extras) {
+  const int64_t heads = shape.num_heads, kv_heads = shape.num_kv_heads, dim = shape.head_dim, count = (tokens + kPageTokens - 1) / kPageTokens;
+  const Owned q = bells({tokens, heads * dim}, 1), k = bells({tokens, kv_heads * dim}, 2),
+              v = bells({tokens, kv_heads * dim}, 3);
+  Owned memory(DType::u8, {count, kv_page_bytes(kv, kv_heads, dim)}), out(DType::f32, {tokens, heads * dim});
+  std::vector<void*> pages;
+  for (int64_t p = 0; p < count; ++p) pages.push_back(memory.t.rows(p, 1).data);
+  const AttentionSpan span{0, tokens, 0, {kv, pages.data(), count}};
+  shape.extras = &extras;
+  b.append_kv(k.t, v.t, {&span, 1}, shape);
+  b.attention(q.t, {&span, 1}, shape, out.t);
+  return values_of(out.t);
+}
+
+}  // namespace
+
+TEST("ops: a prefix is attended like earlier keys, whatever the window") {
+  const int64_t heads = 4, kv_heads = 2, dim = 16, tokens = 40, slots = 3;
+  const Owned pk = bells({kv_heads, slots, dim}, 11), pv = bells({kv_heads, slots, dim}, 12);
+  AttentionExtras extras;
+  extras.prefix_k = pk.t, extras.prefix_v = pv.t;
+  const AttentionShape whole{heads, kv_heads, dim, 0.25f, 0, kNoWindow};
+  const auto reference = make_reference_backend();
+
+  // The same keys as ordinary tokens before the text.
+  const Owned q = bells({tokens, heads * dim}, 1), k = bells({tokens, kv_heads * dim}, 2),
+              v = bells({tokens, kv_heads * dim}, 3);
+  Owned pages_memory(DType::f32, {1, 2 * kv_heads * kPageTokens * dim}), all_k(DType::f32, {tokens + slots, kv_heads * dim}),
+      all_v(DType::f32, {tokens + slots, kv_heads * dim}), all_q(DType::f32, {tokens + slots, heads * dim}),
+      out(DType::f32, {tokens + slots, heads * dim});
+  std::memset(all_q.t.data, 0, static_cast<size_t>(all_q.t.bytes()));
+  for (int64_t s = 0; s < slots; ++s) {
+    for (int64_t h = 0; h < kv_heads; ++h) {
+      std::memcpy(all_k.t.as<float>() + (s * kv_heads + h) * dim, pk.t.as<float>() + (h * slots + s) * dim, dim * 4);
+      std::memcpy(all_v.t.as<float>() + (s * kv_heads + h) * dim, pv.t.as<float>() + (h * slots + s) * dim, dim * 4);
+    }
+  }
+  std::memcpy(all_k.t.rows(slots, tokens).data, k.t.data, static_cast<size_t>(k.t.bytes()));
+  std::memcpy(all_v.t.rows(slots, tokens).data, v.t.data, static_cast<size_t>(v.t.bytes()));
+  std::memcpy(all_q.t.rows(slots, tokens).data, q.t.data, static_cast<size_t>(q.t.bytes()));
+  void* page = pages_memory.t.data;
+  const AttentionSpan span{0, tokens + slots, 0, {DType::f32, &page, 1}};
+  reference->append_kv(all_k.t, all_v.t, {&span, 1}, whole);
+  reference->attention(all_q.t, {&span, 1}, whole, out.t);
+  CHECK_CLOSE(attend_with(*reference, whole, tokens, DType::f32, extras), values_of(out.t.rows(slots, tokens)), 1e-6, 1e-7);
+
+  // A window of one sees itself and the prefix; a second query sees the prefix only.
+  AttentionShape narrow = whole;
+  narrow.window = 1;
+  const std::vector<float> with = attend_with(*reference, narrow, tokens, DType::f32, extras);
+  CHECK(relative_error(with, attend_with(*reference, narrow, tokens, DType::f32, {})) > 0.01);
+  const Owned other = bells({tokens, heads * dim}, 9);
+  extras.q_prefix = other.t;
+  CHECK(relative_error(attend_with(*reference, narrow, tokens, DType::f32, extras), with) > 0.01);
+  extras.q_prefix = q.t;
+  CHECK(attend_with(*reference, narrow, tokens, DType::f32, extras) == with);
+
+  for (NamedBackend& b : backends()) {
+    for (DType kv : {DType::f32, DType::bf16, DType::i8})
+      CHECK_MSG(attend_with(*b.backend, narrow, tokens, kv, extras) == attend_with(*reference, narrow, tokens, kv, extras), b.label);
+  }
+}
+
+TEST("ops: tokens of one picture see each other") {
+  const AttentionShape shape{2, 1, 8, 0.3f, 0, 4};
+  std::vector<ImageBlock> blocks(30);
+  for (int32_t t = 10; t < 22; ++t) blocks[static_cast<size_t>(t)] = {10, 22};
+  AttentionExtras extras;
+  extras.image_blocks = blocks;
+  const auto reference = make_reference_backend();
+  const std::vector<float> with = attend_with(*reference, shape, 30, DType::f32, extras), without = attend_with(*reference, shape, 30, DType::f32, {});
+  for (int64_t t = 0; t < 30; ++t) {
+    const std::span<const float> a(with.data() + t * 16, 16), b(without.data() + t * 16, 16);
+    CHECK_MSG((relative_error(a, b) > 1e-3) == (t >= 10 && t < 22), "token " << t);
+  }
+  for (NamedBackend& b : backends()) CHECK_MSG(attend_with(*b.backend, shape, 30, DType::f32, extras) == with, b.label);
+}
+
+TEST("ops: an int8 cache is close to the f32 one") {
+  const AttentionShape shape{4, 2, 32, 0.2f, 0, 50};
+  const auto reference = make_reference_backend();
+  const double error = relative_error(attend_with(*reference, shape, 130, DType::i8, {}), attend_with(*reference, shape, 130, DType::f32, {}));
+  CHECK_MSG(error > 0 && error < 0.03, "relative error " << error);
+}
+
 }  // namespace lapidary

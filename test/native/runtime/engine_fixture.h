@@ -240,6 +240,12 @@ class WatchedBackend final : public Backend {
     inner_->linear(x, w, out);
     if (after_head && w.out() == vocab) after_head(out);
   }
+  void quantize_rows(const Tensor& x, float fixed_scale, const Tensor& q, const Tensor& scales) override {
+    inner_->quantize_rows(x, fixed_scale, q, scales);
+  }
+  void matmul_int8(const Tensor& x, const Tensor& x_scales, const Linear& w, const Tensor& out) override {
+    inner_->matmul_int8(x, x_scales, w, out);
+  }
   void rope_angles(std::span<const int32_t> positions, std::span<const float> inv_freq, const Tensor& cos, const Tensor& sin) override {
     inner_->rope_angles(positions, inv_freq, cos, sin);
   }

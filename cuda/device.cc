@@ -1,0 +1,145 @@
+#include "cuda/device.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace lapidary::cuda {
+
+namespace {
+
+constexpr int kOutOfMemory = 2;  // cudaErrorMemoryAllocation
+
+// Failures after which the context answers nothing any more: illegal address, launch failure and their like.
+bool poisons(int code) {
+  constexpr int kSticky[] = {700, 702, 710, 714, 715, 716, 717, 718, 719, 214, 220, 226};
+  return std::find(std::begin(kSticky), std::end(kSticky), code) != std::end(kSticky);
+}
+
+std::string text_of(const Status& status) {
+  std::string text = "cuda: ";
+  if (status.where) text += std::string(status.where) + ": ";
+  text += status.what ? status.what : "failed";
+  if (status.kind == Status::Kind::cuda) text += " (CUDA error " + std::to_string(status.code) + ")";
+  return text;
+}
+
+}  // namespace
+
+DeviceState::DeviceState(const Api& api, int ordinal) : api_(api) {
+  check(api_.device.use_device(ordinal));
+  check(api_.device.device_facts(ordinal, &facts_));
+  expect(facts_.major >= 8, ErrorCode::unsupported, "cuda: ", facts_.name, " has compute capability ", facts_.major, ".", facts_.minor,
+         "; 8.0 or newer is needed");
+  context_.device = &facts_;
+  check(api_.device.stream_create(&context_.stream));
+}
+
+DeviceState::~DeviceState() {
+  (void)api_.device.use_device(facts_.ordinal);
+  (void)api_.device.stream_synchronize(context_.stream);
+  (void)api_.device.stream_destroy(context_.stream);
+}
+
+void DeviceState::enter() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!lost_.empty()) fail(ErrorCode::cuda, "the device was lost earlier: ", lost_, "; load the model again");
+  }
+  check(api_.device.use_device(facts_.ordinal));
+}
+
+void DeviceState::check(const Status& status) {
+  if (status.ok()) return;
+  const std::string text = text_of(status);
+  if (status.kind == Status::Kind::refused) fail(ErrorCode::internal, text);
+  if (status.code == kOutOfMemory) fail(ErrorCode::out_of_memory, text);
+  if (poisons(status.code)) {
+    const std::lock_guard lock(mutex_);
+    if (lost_.empty()) lost_ = text;
+  }
+  fail(ErrorCode::cuda, text);
+}
+
+Buffer DeviceState::allocate(size_t bytes) {
+  enter();
+  void* memory = nullptr;
+  const Status status = api_.device.allocate(&memory, std::max<size_t>(bytes, 1), stream());
+  if (status.kind == Status::Kind::cuda && status.code == kOutOfMemory) {
+    int64_t free_bytes = 0, total_bytes = 0;
+    (void)api_.device.memory_info(&free_bytes, &total_bytes);
+    fail(ErrorCode::out_of_memory, "cuda: ", bytes, " bytes are wanted, ", free_bytes, " of ", total_bytes, " are free on ", facts_.name);
+  }
+  check(status);
+  auto release = [self = shared_from_this()](std::byte* p) {
+    (void)self->api_.device.use_device(self->facts_.ordinal);
+    (void)self->api_.device.release(p, self->stream());
+  };
+  return {std::shared_ptr<std::byte>(static_cast<std::byte*>(memory), std::move(release)), bytes, Device::cuda};
+}
+
+void DeviceState::upload(void* to, const void* host, size_t bytes) {
+  if (bytes == 0) return;
+  enter();
+  check(api_.device.copy_to_device(to, host, bytes, stream()));
+  synchronize();
+}
+
+void DeviceState::download(void* host, const void* from, size_t bytes) {
+  if (bytes == 0) return;
+  enter();
+  check(api_.device.copy_to_host(host, from, bytes, stream()));
+  synchronize();
+}
+
+void DeviceState::synchronize() { check(api_.device.stream_synchronize(stream())); }
+
+// --- Staging ------------------------------------------------------------------------------------------------------------
+
+Staging::Staging(std::shared_ptr<DeviceState> device, size_t capacity) : device_(std::move(device)), capacity_(capacity) {
+  memory_ = device_->allocate(capacity_);
+  void* pinned = nullptr;
+  device_->check(device_->api().device.allocate_pinned(&pinned, capacity_));
+  pinned_ = static_cast<std::byte*>(pinned);
+}
+
+Staging::~Staging() {
+  (void)device_->api().device.stream_synchronize(device_->stream());
+  (void)device_->api().device.release_pinned(pinned_);
+}
+
+const void* Staging::put_bytes(const void* host, size_t bytes) {
+  const size_t room = (std::max<size_t>(bytes, 1) + 63) / 64 * 64;
+  if (room > capacity_) {  // larger than ever before: a ring twice as large, once the stream is done with this one
+    device_->synchronize();
+    device_->check(device_->api().device.release_pinned(std::exchange(pinned_, nullptr)));
+    memory_ = {};
+    capacity_ = 2 * room;
+    at_ = 0;
+    memory_ = device_->allocate(capacity_);
+    void* pinned = nullptr;
+    device_->check(device_->api().device.allocate_pinned(&pinned, capacity_));
+    pinned_ = static_cast<std::byte*>(pinned);
+  } else if (at_ + room > capacity_) {
+    device_->synchronize();
+    at_ = 0;
+  }
+  std::memcpy(pinned_ + at_, host, bytes);
+  std::byte* on_device = memory_.memory.get() + at_;
+  if (bytes > 0) device_->check(device_->api().device.copy_to_device(on_device, pinned_ + at_, bytes, device_->stream()));
+  at_ += room;
+  return on_device;
+}
+
+// --- Scratch ------------------------------------------------------------------------------------------------------------
+
+void* Scratch::at_least(size_t bytes) {
+  if (memory_.bytes < bytes || !memory_.memory) {
+    memory_ = {};
+    memory_ = device_->allocate(std::max<size_t>(bytes + bytes / 2, 4096));
+    device_->check(device_->api().device.fill(memory_.memory.get(), 0, memory_.bytes, device_->stream()));
+  }
+  return memory_.memory.get();
+}
+
+}  // namespace lapidary::cuda

@@ -1,0 +1,91 @@
+// One device of the backend: checked calls, its stream, memory that frees itself, and a way to hand small host arrays to kernels.
+// No CUDA types: everything goes through the table of api/api.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "cuda/api/api.h"
+#include "tensor/tensor.h"
+
+namespace lapidary::cuda {
+
+// Of KV pages, bytes: a multiple of a bf16 row of every head size that a tensor map reads (256 elements).
+inline constexpr uintptr_t kPageAlignment = 512;
+
+// Outlives the backend: memory handed out keeps it. Thread-safe; work goes to one stream in the order of the calls.
+class DeviceState : public std::enable_shared_from_this<DeviceState> {
+ public:
+  // Error(cuda) with the reason when the device cannot be used.
+  DeviceState(const Api& api, int ordinal);
+  ~DeviceState();
+  DeviceState(const DeviceState&) = delete;
+  DeviceState& operator=(const DeviceState&) = delete;
+
+  const Api& api() const { return api_; }
+  const DeviceFacts& facts() const { return facts_; }
+  const LaunchContext& context() const { return context_; }
+  Stream stream() const { return context_.stream; }
+
+  // Makes this device the calling thread's. Error(cuda) once the context is lost.
+  void enter();
+  // Throws what a status says: out of memory, refused (internal: the backend asked for what a launcher refuses), or a CUDA failure. One
+  // that poisons the context marks the device dead, and every later call says so.
+  void check(const Status& status);
+
+  // 256-byte aligned, uninitialised; freed on the stream when the last owner lets go. Error(out_of_memory) names sizes.
+  Buffer allocate(size_t bytes);
+  void upload(void* to, const void* host, size_t bytes);      // returns when host memory may be reused
+  void download(void* host, const void* from, size_t bytes);  // waits for the work before it
+  void synchronize();
+
+ private:
+  const Api& api_;
+  DeviceFacts facts_;
+  LaunchContext context_;
+  std::mutex mutex_;
+  std::string lost_;  // the reason, once the context is gone
+};
+
+// Page-locked host memory that is copied to the device on the stream, cut from a ring: what a step tells its kernels (ids, positions, page
+// tables, sampling settings). A pointer is valid until `capacity` bytes more have been handed out; callers use it in the calls that follow.
+class Staging {
+ public:
+  Staging(std::shared_ptr<DeviceState> device, size_t capacity);
+  ~Staging();
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+
+  // Device memory with a copy of `host`, 64-byte aligned.
+  template <typename T>
+  const T* put(std::span<const T> host) {
+    return static_cast<const T*>(put_bytes(host.data(), host.size_bytes()));
+  }
+  const void* put_bytes(const void* host, size_t bytes);
+
+ private:
+  std::shared_ptr<DeviceState> device_;
+  size_t capacity_, at_ = 0;
+  std::byte* pinned_ = nullptr;
+  Buffer memory_;
+};
+
+// Device memory that grows to what is asked and is kept: scratch between two kernels of one call. Zeroed when it grows, so that counters in it
+// start at zero; kernels leave them so.
+class Scratch {
+ public:
+  explicit Scratch(std::shared_ptr<DeviceState> device) : device_(std::move(device)) {}
+  void* at_least(size_t bytes);
+  size_t bytes() const { return memory_.bytes; }
+
+ private:
+  std::shared_ptr<DeviceState> device_;
+  Buffer memory_;
+};
+
+}  // namespace lapidary::cuda
