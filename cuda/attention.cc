@@ -9,6 +9,12 @@ namespace {
 // Tables kept before they are all forgotten: of more sequences times layers than any engine runs at once.
 constexpr size_t kMaxTables = 1 << 16;
 
+// Positions times KV heads that the decode kernel indexes.
+constexpr int64_t kMostDecodeKeys = int64_t{1} << 30;
+
+// What one tensor map can span at the smaller head size: 2^31 rows of 128 bf16 elements.
+constexpr uintptr_t kMostMappedBytes = uintptr_t{1} << 38;
+
 KvType kv_type(DType dtype) { return dtype == DType::f32 ? KvType::f32 : dtype == DType::i8 ? KvType::int8 : KvType::bf16; }
 
 int32_t window_of(const AttentionShape& shape) {
@@ -43,10 +49,11 @@ Attention::Parts Attention::split(std::span<const AttentionSpan> spans, const At
     if (span.rows == 0) continue;
     const int64_t end = span.first_pos + span.rows, lowest = shape.window > span.first_pos ? 0 : span.first_pos - shape.window + 1;
     expect(end <= (int64_t{1} << 30), ErrorCode::invalid_argument, "attention: position ", end, " is beyond what the cuda backend indexes");
-    expect((end - 1) / lapidary::kPageTokens - lowest / lapidary::kPageTokens < span.kv.num_pages, ErrorCode::internal, "attention: queries at ",
-           span.first_pos, " to ", end - 1, " see more pages than the ", span.kv.num_pages, " of the cache");
-    const AttentionSequence sequence = {small(span.first_row), small(span.rows), small(span.first_pos), small(span.kv.num_pages), table_of(span.kv)};
-    if (takes_decode && span.rows <= kDecodeMaxRows) {
+    expect((end - 1) / lapidary::kPageTokens - lowest / lapidary::kPageTokens < span.kv.num_pages, ErrorCode::internal,
+           "attention: queries at ", span.first_pos, " to ", end - 1, " see more pages than the ", span.kv.num_pages, " of the cache");
+    const AttentionSequence sequence = {small(span.first_row), small(span.rows), small(span.first_pos), small(span.kv.num_pages),
+                                        table_of(span.kv)};
+    if (takes_decode && span.rows <= kDecodeMaxRows && end * shape.num_kv_heads <= kMostDecodeKeys) {
       parts.decode.push_back(sequence);
       parts.most_rows = std::max(parts.most_rows, sequence.rows);
       parts.most_keys = std::max(parts.most_keys, small(end));
@@ -114,7 +121,8 @@ void Attention::append(const float* k, const float* v, int64_t tokens, std::span
   device_->check(device_->api().append_kv(p, device_->context()));
 }
 
-void Attention::attend(const float* q, int64_t tokens, std::span<const AttentionSpan> spans, const AttentionShape& shape, const AttendedOutput& out) {
+void Attention::attend(const float* q, int64_t tokens, std::span<const AttentionSpan> spans, const AttentionShape& shape,
+                       const AttendedOutput& out) {
   if (spans.empty() || tokens == 0) return;
   const KvType type = kv_type(spans[0].kv.dtype);
   if (type == KvType::f32) return f32(q, tokens, spans, shape, out);
@@ -129,7 +137,8 @@ void Attention::attend(const float* q, int64_t tokens, std::span<const Attention
   prefill(queries, prefix_queries, tokens, parts, spans, shape, type, out);
 }
 
-void Attention::attend_projections(const QkvInput& input, std::span<const AttentionSpan> spans, const AttentionShape& shape, const AttendedOutput& out) {
+void Attention::attend_projections(const QkvInput& input, std::span<const AttentionSpan> spans, const AttentionShape& shape,
+                                   const AttendedOutput& out) {
   if (spans.empty() || input.tokens == 0) return;
   const KvType type = kv_type(spans[0].kv.dtype);
   const bool is_f32 = type == KvType::f32, second_query = input.rows.prefix_cos != nullptr;
@@ -157,7 +166,8 @@ void Attention::attend_projections(const QkvInput& input, std::span<const Attent
   prepare.num_sequences = small(static_cast<int64_t>(parts.prefill.size()));
   device_->check(device_->api().qk_rope_append(prepare, device_->context()));
   if (is_f32) return f32(static_cast<const float*>(prepare.q_out), input.tokens, spans, shape, out);
-  prefill(static_cast<const uint16_t*>(prepare.q_out), static_cast<const uint16_t*>(prepare.q_prefix_out), input.tokens, parts, spans, shape, type, out);
+  prefill(static_cast<const uint16_t*>(prepare.q_out), static_cast<const uint16_t*>(prepare.q_prefix_out), input.tokens, parts, spans,
+          shape, type, out);
 }
 
 void Attention::decode(AttentionDecodeParams p, const Parts& parts, const AttentionShape& shape, KvType type, const AttendedOutput& out) {
@@ -173,8 +183,8 @@ void Attention::decode(AttentionDecodeParams p, const Parts& parts, const Attent
   device_->check(device_->api().attention_decode(p, device_->context()));
 }
 
-void Attention::prefill(const uint16_t* q, const uint16_t* q_prefix, int64_t tokens, const Parts& parts, std::span<const AttentionSpan> spans,
-                        const AttentionShape& shape, KvType type, const AttendedOutput& out) {
+void Attention::prefill(const uint16_t* q, const uint16_t* q_prefix, int64_t tokens, const Parts& parts,
+                        std::span<const AttentionSpan> spans, const AttentionShape& shape, KvType type, const AttendedOutput& out) {
   if (parts.prefill.empty()) return;
   AttentionPrefillParams p = {};
   p.common = common(parts.prefill, shape, type);
@@ -192,13 +202,14 @@ void Attention::prefill(const uint16_t* q, const uint16_t* q_prefix, int64_t tok
       lowest = std::min(lowest, at), highest = std::max(highest, at);
     }
   }
-  if (aligned && lowest <= highest) {
+  if (aligned && lowest <= highest && highest - lowest < kMostMappedBytes) {
     p.pool = reinterpret_cast<const void*>(lowest);
     p.pool_bytes = static_cast<int64_t>(highest - lowest) + attention_page_bytes(type, shape.num_kv_heads, shape.head_dim);
   }
   const DeviceFacts& facts = device_->facts();
   p.shape = attention_tile(shape.head_dim, type, facts, p.pool != nullptr);
-  expect(p.shape.rows > 0, ErrorCode::unsupported, "attention: the cuda backend has no kernel for head_dim ", shape.head_dim, " with this cache");
+  expect(p.shape.rows > 0, ErrorCode::unsupported, "attention: the cuda backend has no kernel for head_dim ", shape.head_dim,
+         " with this cache");
   const std::vector<AttentionTile> tiles =
       plan_attention_tiles(parts.prefill, shape.num_heads / shape.num_kv_heads, p.common.window, p.shape);
   p.tiles = staging_.put(std::span<const AttentionTile>(tiles));
@@ -207,7 +218,8 @@ void Attention::prefill(const uint16_t* q, const uint16_t* q_prefix, int64_t tok
   device_->check(device_->api().attention_prefill(p, device_->context()));
 }
 
-void Attention::f32(const float* q, int64_t tokens, std::span<const AttentionSpan> spans, const AttentionShape& shape, const AttendedOutput& out) {
+void Attention::f32(const float* q, int64_t tokens, std::span<const AttentionSpan> spans, const AttentionShape& shape,
+                    const AttendedOutput& out) {
   const std::vector<AttentionSequence> sequences = sequences_of(spans);
   AttentionF32Params p = {};
   p.common = common(sequences, shape, KvType::f32);

@@ -26,14 +26,22 @@ struct AttendedOutput {
 class Attention {
  public:
   Attention(std::shared_ptr<DeviceState> device, Staging& staging)
-      : device_(std::move(device)), staging_(staging), q_(device_), q_prefix_(device_), partials_(device_), counters_(device_), prefix_k_(device_), prefix_v_(device_) {}
+      : device_(std::move(device)),
+        staging_(staging),
+        q_(device_),
+        q_prefix_(device_),
+        partials_(device_),
+        counters_(device_),
+        prefix_k_(device_),
+        prefix_v_(device_) {}
 
   // Stores k, v f32 [tokens, num_kv_heads, head_dim] as they are.
   void append(const float* k, const float* v, int64_t tokens, std::span<const AttentionSpan> spans, const AttentionShape& shape);
   // Queries that are ready, f32 [tokens, num_heads, head_dim].
   void attend(const float* q, int64_t tokens, std::span<const AttentionSpan> spans, const AttentionShape& shape, const AttendedOutput& out);
   // From the projections: QK-norm, RoPE, append, attention.
-  void attend_projections(const QkvInput& input, std::span<const AttentionSpan> spans, const AttentionShape& shape, const AttendedOutput& out);
+  void attend_projections(const QkvInput& input, std::span<const AttentionSpan> spans, const AttentionShape& shape,
+                          const AttendedOutput& out);
 
  private:
   // The page pointers of one sequence and layer, as they are on the device.

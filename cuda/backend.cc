@@ -17,7 +17,8 @@ constexpr size_t kStagingBytes = size_t{4} << 20;
 int32_t small(int64_t n) { return static_cast<int32_t>(n); }
 
 ActType act_type(const Tensor& t) {
-  expect(t.dtype == DType::f32 || t.dtype == DType::bf16, ErrorCode::internal, "cuda: an act tensor is f32 or bf16, got ", dtype_info(t.dtype).name);
+  expect(t.dtype == DType::f32 || t.dtype == DType::bf16, ErrorCode::internal, "cuda: an act tensor is f32 or bf16, got ",
+         dtype_info(t.dtype).name);
   return t.dtype == DType::f32 ? ActType::f32 : ActType::bf16;
 }
 
@@ -53,8 +54,8 @@ Buffer CudaBackend::allocate(size_t bytes) { return device_->allocate(bytes); }
 Buffer CudaBackend::allocate_page(size_t bytes) {
   const Buffer whole = device_->allocate(bytes + kPageAlignment);
   const auto at = reinterpret_cast<uintptr_t>(whole.memory.get());
-  return {std::shared_ptr<std::byte>(whole.memory, whole.memory.get() + ((at + kPageAlignment - 1) / kPageAlignment * kPageAlignment - at)), bytes,
-          Device::cuda};
+  return {std::shared_ptr<std::byte>(whole.memory, whole.memory.get() + ((at + kPageAlignment - 1) / kPageAlignment * kPageAlignment - at)),
+          bytes, Device::cuda};
 }
 
 void CudaBackend::upload(const Tensor& dst, const void* host_src) { device_->upload(dst.data, host_src, static_cast<size_t>(dst.bytes())); }
@@ -78,7 +79,9 @@ Linear CudaBackend::make_linear(const Linear& host) { return make_device_linear(
 
 Linear CudaBackend::wrap_linear(const Linear& on_device) { return wrap_device_linear(on_device); }
 
-std::vector<Linear> CudaBackend::make_linears(std::span<const Linear> host, Stack stack) { return make_device_linears(*device_, host, stack); }
+std::vector<Linear> CudaBackend::make_linears(std::span<const Linear> host, Stack stack) {
+  return make_device_linears(*device_, host, stack);
+}
 
 // --- primitives ---------------------------------------------------------------------------------------------------------
 
@@ -102,7 +105,9 @@ void CudaBackend::embed(std::span<const int32_t> ids, const Linear& table, float
 void CudaBackend::rms_norm(const Tensor& x, const Norm& norm, const Tensor& out) {
   enter();
   const int64_t dim = norm.weight.elements(), rows = x.elements() / dim;
-  if (rows > 0) check(api().rms_norm({x.as<float>(), norm.weight.as<float>(), act_out(out), small(rows), small(dim), norm.offset, norm.eps}, context()));
+  if (rows > 0)
+    check(
+        api().rms_norm({x.as<float>(), norm.weight.as<float>(), act_out(out), small(rows), small(dim), norm.offset, norm.eps}, context()));
 }
 
 void CudaBackend::linear(const Tensor& x, const Linear& w, const Tensor& out) {
@@ -126,23 +131,24 @@ void CudaBackend::quantize_rows(const Tensor& x, float fixed_scale, const Tensor
 void CudaBackend::matmul_int8(const Tensor& x, const Tensor& x_scales, const Linear& w, const Tensor& out) {
   enter();
   const DeviceMatrix& matrix = device_weight(w).matrix;
-  expect(x.dtype == DType::i8 && matrix.dtype == DType::i8 && x.row_elements() == w.in() && out.elements() == x.shape[0] * w.out(), ErrorCode::internal,
-         "matmul_int8: x ", x.shape_text(), ", weight ", w.weight.shape_text(), ", out ", out.shape_text());
+  expect(x.dtype == DType::i8 && matrix.dtype == DType::i8 && x.row_elements() == w.in() && out.elements() == x.shape[0] * w.out(),
+         ErrorCode::internal, "matmul_int8: x ", x.shape_text(), ", weight ", w.weight.shape_text(), ", out ", out.shape_text());
   if (x.shape[0] > 0) products_.run({x.data, ActType::int8, x_scales.as<float>(), 1, x.shape[0], w.in()}, matrix, out.as<float>());
 }
 
 void CudaBackend::rope_angles(std::span<const int32_t> positions, std::span<const float> inv_freq, const Tensor& cos, const Tensor& sin) {
   enter();
   if (positions.empty()) return;
-  check(api().rope_angles({staging_.put(positions), staging_.put(inv_freq), cos.as<float>(), sin.as<float>(), small(static_cast<int64_t>(positions.size())),
-                           small(static_cast<int64_t>(inv_freq.size()))},
+  check(api().rope_angles({staging_.put(positions), staging_.put(inv_freq), cos.as<float>(), sin.as<float>(),
+                           small(static_cast<int64_t>(positions.size())), small(static_cast<int64_t>(inv_freq.size()))},
                           context()));
 }
 
 void CudaBackend::rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   enter();
   if (x.elements() > 0)
-    check(api().rope({x.as<float>(), cos.as<float>(), sin.as<float>(), small(x.shape[0]), small(x.shape[1]), small(x.shape[2] / 2)}, context()));
+    check(api().rope({x.as<float>(), cos.as<float>(), sin.as<float>(), small(x.shape[0]), small(x.shape[1]), small(x.shape[2] / 2)},
+                     context()));
 }
 
 void CudaBackend::append_kv(const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans, const AttentionShape& shape) {
@@ -175,13 +181,14 @@ void CudaBackend::soft_cap(const Tensor& x, float cap) {
 void CudaBackend::gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& out) {
   enter();
   if (rows.empty()) return;
-  check(api().gather_rows({x.as<float>(), staging_.put(rows), out.as<float>(), small(static_cast<int64_t>(rows.size())), small(x.row_elements())},
-                          context()));
+  check(api().gather_rows(
+      {x.as<float>(), staging_.put(rows), out.as<float>(), small(static_cast<int64_t>(rows.size())), small(x.row_elements())}, context()));
 }
 
 void CudaBackend::sample(const Tensor& logits, std::span<const SampleRequest> requests, std::span<SampleResult> results) {
   expect(logits.rank == 2 && logits.shape[0] == static_cast<int64_t>(requests.size()) && requests.size() == results.size(),
-         ErrorCode::invalid_argument, "sample: logits ", logits.shape_text(), " for ", requests.size(), " requests and ", results.size(), " results");
+         ErrorCode::invalid_argument, "sample: logits ", logits.shape_text(), " for ", requests.size(), " requests and ", results.size(),
+         " results");
   if (!Sampler::takes(requests)) return Backend::sample(logits, requests, results);
   enter();
   sampler_.sample(logits, requests, results);

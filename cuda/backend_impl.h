@@ -1,9 +1,9 @@
 // The CUDA backend: primitives in backend.cc, fused stages in backend_stages.cc.
 //
-// One stream, so calls take effect in order; nothing waits but download, sample's results, and uploads of host memory. A branch that a stage adds to
-// the residual stream stays open until the next stage, whose first kernel adds it while it normalises (api/rows.h, AddNormParams; api/gemv.h,
-// GemvPrologue). Every other method first completes what is open, so no caller can see the difference. `embed` begins a step and gives up what a step
-// that was abandoned left open.
+// One stream, so calls take effect in order; nothing waits but download, sample's results, and uploads of host memory. A branch that a
+// stage adds to the residual stream stays open until the next stage, whose first kernel adds it while it normalises (api/rows.h,
+// AddNormParams; api/gemv.h, GemvPrologue). Every other method first completes what is open, so no caller can see the difference. `embed`
+// begins a step and gives up what a step that was abandoned left open.
 #pragma once
 
 #include "cuda/attention.h"
@@ -55,9 +55,9 @@ class CudaBackend final : public Backend {
  private:
   // The residual stream of the step at hand while it is not simply in its tensor.
   struct Open {
-    Tensor home;                        // where callers expect it
-    float* at = nullptr;                // where it is: home, or other_
-    const float* branch = nullptr;      // to be added after its post-norm; null: nothing
+    Tensor home;                    // where callers expect it
+    float* at = nullptr;            // where it is: home, or other_
+    const float* branch = nullptr;  // to be added after its post-norm; null: nothing
     const float* post_weight = nullptr;
     float offset = 0, eps = 0;
   };

@@ -1,8 +1,10 @@
 // The stages of a layer, fused: what opens and closes the residual stream, which kernels make a product's input, and who quantises it.
 //
 //   few rows (a decode step):   [add, norm, norm, quantise] qkv gemv -> [QK-norm, RoPE, append] attention -> o gemv
-//                               -> [add, norm, norm, quantise] gate-up gemv [GeGLU] -> down gemv            what stands in [] costs no launch
-//   many rows (a prompt):       add_norm -> qkv gemm -> qk_rope_append -> attention -> o gemm -> add_norm -> gate-up gemm [GeGLU] -> down gemm
+//                               -> [add, norm, norm, quantise] gate-up gemv [GeGLU] -> down gemv            what stands in [] costs no
+//                               launch
+//   many rows (a prompt):       add_norm -> qkv gemm -> qk_rope_append -> attention -> o gemm -> add_norm -> gate-up gemm [GeGLU] -> down
+//   gemm
 //
 // Backend's default bodies of the stages, run on this backend, are the unfused form that tests compare with.
 #include <algorithm>
@@ -54,8 +56,8 @@ void CudaBackend::leave_open(const Open& state, const Tensor& branch, const Norm
 
 // --- inputs of products -----------------------------------------------------------------------------------------------------
 
-CudaBackend::Input CudaBackend::normed_input(Open& state, const Norm& norm, std::initializer_list<const DeviceMatrix*> readers, ActType model,
-                                             int64_t tokens) {
+CudaBackend::Input CudaBackend::normed_input(Open& state, const Norm& norm, std::initializer_list<const DeviceMatrix*> readers,
+                                             ActType model, int64_t tokens) {
   const DeviceMatrix& first = **readers.begin();
   const int64_t hidden = first.k;
   const ActType type = Products::input_type(first, model);
@@ -64,9 +66,10 @@ CudaBackend::Input CudaBackend::normed_input(Open& state, const Norm& norm, std:
   input.rows = {nullptr, type, nullptr, fixed ? first.input_scale : 1, tokens, hidden};
 
   const bool same_norms = !state.branch || (state.offset == norm.offset && state.eps == norm.eps);
-  const bool prologue = same_norms && std::all_of(readers.begin(), readers.end(), [&](const DeviceMatrix* w) {
-    return products_.takes_prologue(*w, type, tokens) && w->activations == first.activations && w->input_scale == first.input_scale;
-  });
+  const bool prologue =
+      same_norms && std::all_of(readers.begin(), readers.end(), [&](const DeviceMatrix* w) {
+        return products_.takes_prologue(*w, type, tokens) && w->activations == first.activations && w->input_scale == first.input_scale;
+      });
   if (prologue) {
     input.prologue.x = state.at, input.prologue.branch = state.branch;
     input.prologue.post_weight = state.post_weight, input.prologue.next_weight = norm.weight.as<float>();
@@ -94,8 +97,9 @@ CudaBackend::Input CudaBackend::normed_input(Open& state, const Norm& norm, std:
     state = {state.home, state.home.as<float>()};
   }
   if (state.branch) {
-    check(api().add_norm({state.at, state.branch, state.post_weight, norm.weight.as<float>(), act, small(tokens), small(hidden), norm.offset, norm.eps},
-                         context()));
+    check(api().add_norm(
+        {state.at, state.branch, state.post_weight, norm.weight.as<float>(), act, small(tokens), small(hidden), norm.offset, norm.eps},
+        context()));
     state.branch = nullptr;
   } else {
     check(api().rms_norm({state.at, norm.weight.as<float>(), act, small(tokens), small(hidden), norm.offset, norm.eps}, context()));
@@ -139,8 +143,8 @@ ProductOutput CudaBackend::store(float* out, int64_t n) {
 
 // --- stages -----------------------------------------------------------------------------------------------------------------
 
-void CudaBackend::self_attention(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv, const AttendParams& params,
-                                 Workspace& ws) {
+void CudaBackend::self_attention(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv,
+                                 const AttendParams& params, Workspace& ws) {
   enter(/*complete=*/false);
   const int64_t tokens = x.shape[0];
   if (tokens == 0) return;
@@ -160,7 +164,10 @@ void CudaBackend::self_attention(const Tensor& x, const Norm& norm, const Linear
     qkv.rows.q_stride = qkv.rows.k_stride = qkv.rows.v_stride = width;
   } else {
     const DeviceMatrix &q = device_weight(wq).matrix, &k = device_weight(wk).matrix, &v = device_weight(wv).matrix;
-    const auto same_input = [&](const DeviceMatrix& w) { return Products::input_type(w, model) == Products::input_type(q, model) && w.activations == q.activations && w.input_scale == q.input_scale; };
+    const auto same_input = [&](const DeviceMatrix& w) {
+      return Products::input_type(w, model) == Products::input_type(q, model) && w.activations == q.activations &&
+             w.input_scale == q.input_scale;
+    };
     expect(same_input(k) && same_input(v), ErrorCode::unsupported, "cuda: q, k and v must quantise their input in one way");
     Input input = normed_input(state, norm, {&q, &k, &v}, model, tokens);
     float *k_out = out + tokens * q_width, *v_out = k_out + tokens * kv_width;
@@ -197,8 +204,8 @@ void CudaBackend::attention_output(const Linear& wo, const Norm& post_norm, cons
   leave_open(state, branch, post_norm);
 }
 
-void CudaBackend::feed_forward(const Tensor& x, const Norm& pre_norm, const Linear& gate, const Linear& up, const Linear& down, const Norm& post_norm,
-                               Workspace& ws) {
+void CudaBackend::feed_forward(const Tensor& x, const Norm& pre_norm, const Linear& gate, const Linear& up, const Linear& down,
+                               const Norm& post_norm, Workspace& ws) {
   enter(/*complete=*/false);
   const int64_t tokens = x.shape[0], ffn = gate.out();
   if (tokens == 0) return;
@@ -224,7 +231,8 @@ void CudaBackend::feed_forward(const Tensor& x, const Norm& pre_norm, const Line
   } else {
     const DeviceMatrix &g = device_weight(gate).matrix, &u = device_weight(up).matrix;
     expect(g.data && u.data, ErrorCode::internal, "feed_forward: gate and up of one group belong together");
-    expect(Products::input_type(g, model) == Products::input_type(u, model) && g.activations == u.activations && g.input_scale == u.input_scale,
+    expect(Products::input_type(g, model) == Products::input_type(u, model) && g.activations == u.activations &&
+               g.input_scale == u.input_scale,
            ErrorCode::unsupported, "cuda: gate and up must quantise their input in one way");
     const Input input = normed_input(state, pre_norm, {&g, &u}, model, tokens);
     float* gates = static_cast<float*>(gate_up_.at_least(static_cast<size_t>(2 * tokens * ffn) * 4));
@@ -233,7 +241,8 @@ void CudaBackend::feed_forward(const Tensor& x, const Norm& pre_norm, const Line
     again.x_out = nullptr;
     products_.run(input.rows, u, store(gates + tokens * ffn, ffn), again);
     used_prologue(state, input);
-    ActOut act = model == ActType::f32 ? act_f32(static_cast<float*>(const_cast<void*>(gated.data))) : act_bf16(const_cast<void*>(gated.data));
+    ActOut act =
+        model == ActType::f32 ? act_f32(static_cast<float*>(const_cast<void*>(gated.data))) : act_bf16(const_cast<void*>(gated.data));
     check(api().geglu({gates, gates + tokens * ffn, act, small(tokens), small(ffn), false}, context()));
   }
   const Tensor branch = ws.branch.rows(0, tokens);

@@ -75,8 +75,8 @@ class Staging {
   Buffer memory_;
 };
 
-// Device memory that grows to what is asked and is kept: scratch between two kernels of one call. Zeroed when it grows, so that counters in it
-// start at zero; kernels leave them so.
+// Device memory that grows to what is asked and is kept: scratch between two kernels of one call. Zeroed when it grows, so that counters in
+// it start at zero; kernels leave them so.
 class Scratch {
  public:
   explicit Scratch(std::shared_ptr<DeviceState> device) : device_(std::move(device)) {}

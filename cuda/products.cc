@@ -111,8 +111,14 @@ void Products::planes(const ActRows& x, const DeviceMatrix& w, const ProductOutp
   const DeviceFacts& facts = device_->facts();
   if (x.rows <= kGemvMaxRows) {
     GemvPlanesParams v;
-    v.product = {static_cast<const uint16_t*>(x.data), w.data,       w.dtype == DType::q8_0 ? PlaneKind::q8_0 : PlaneKind::q4_0, 2 * x.k,
-                 small(x.rows),                        small(w.n), small(w.k),                                                 out};
+    v.product = {static_cast<const uint16_t*>(x.data),
+                 w.data,
+                 w.dtype == DType::q8_0 ? PlaneKind::q8_0 : PlaneKind::q4_0,
+                 2 * x.k,
+                 small(x.rows),
+                 small(w.n),
+                 small(w.k),
+                 out};
     v.prologue = prologue;
     v.workspace_bytes = gemv_workspace_bytes(gemv_problem(v), facts);
     v.workspace = gemv_.at_least(static_cast<size_t>(v.workspace_bytes));

@@ -1,5 +1,5 @@
-// Matrix products of the backend: which kernel computes x · wᵀ for what kinds of x and w, with its scratch memory. The order of choice is in
-// products.cc, one line a kernel.
+// Matrix products of the backend: which kernel computes x · wᵀ for what kinds of x and w, with its scratch memory. The order of choice is
+// in products.cc, one line a kernel.
 #pragma once
 
 #include "cuda/api/gemm_plan.h"
@@ -10,7 +10,7 @@ namespace lapidary::cuda {
 
 // The input of a product.
 struct ActRows {
-  const void* data = nullptr;         // [rows, k] of `type`
+  const void* data = nullptr;  // [rows, k] of `type`
   ActType type = ActType::f32;
   const float* row_scales = nullptr;  // int8: f32 [rows]; null: `scale` for all
   float scale = 1;

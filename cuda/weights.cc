@@ -19,11 +19,12 @@ PlaneKind plane_kind(DType dtype) { return dtype == DType::q8_0 ? PlaneKind::q8_
 
 void check_host(const Linear& host) {
   const Tensor& w = host.weight;
-  expect(w.rank == 2 && w.device == Device::host, ErrorCode::internal, "make_linear: weight ", w.shape_text(), " must be [out, in] in host memory");
+  expect(w.rank == 2 && w.device == Device::host, ErrorCode::internal, "make_linear: weight ", w.shape_text(),
+         " must be [out, in] in host memory");
   expect(w.dtype != DType::i32 && w.dtype != DType::u8, ErrorCode::unsupported, "make_linear: the cuda backend has no product with ",
          dtype_info(w.dtype).name, " weights; use f32, bf16, f16, int8 or a GGUF block type");
-  expect(w.dtype != DType::i8 || host.scale.elements() == w.shape[0], ErrorCode::internal, "make_linear: i8 weight ", w.shape_text(), ", scales ",
-         host.scale.shape_text());
+  expect(w.dtype != DType::i8 || host.scale.elements() == w.shape[0], ErrorCode::internal, "make_linear: i8 weight ", w.shape_text(),
+         ", scales ", host.scale.shape_text());
 }
 
 // One matrix in device memory, made of host rows in the order of `row_of`.
@@ -98,7 +99,8 @@ bool fit_together(std::span<const Linear> host, Stack stack) {
   if (dtype == DType::i8 && first.activations == ActScheme::none) return false;
   return std::all_of(host.begin(), host.end(), [&](const Linear& h) {
     return h.weight.dtype == dtype && h.in() == first.in() && h.activations == first.activations && h.input_scale == first.input_scale &&
-           h.weight.row_bytes() % 16 == 0 && h.out() % 2 == 0 && (stack == Stack::rows || (h.out() == first.out() && h.out() % kGegluBlock == 0));
+           h.weight.row_bytes() % 16 == 0 && h.out() % 2 == 0 &&
+           (stack == Stack::rows || (h.out() == first.out() && h.out() % kGegluBlock == 0));
   });
 }
 
@@ -123,7 +125,8 @@ const WeightGroup* group_of(std::initializer_list<const Linear*> members, Stack 
 
 Linear make_device_linear(DeviceState& device, const Linear& host) {
   check_host(host);
-  Uploaded up = upload_matrix(device, host.weight.dtype, host.out(), host.in(), host.weight.data, host.scale ? host.scale.as<float>() : nullptr, host);
+  Uploaded up = upload_matrix(device, host.weight.dtype, host.out(), host.in(), host.weight.data,
+                              host.scale ? host.scale.as<float>() : nullptr, host);
   auto weight = std::make_shared<DeviceWeight>();
   weight->matrix = up.matrix;
   return linear_of(host, up.memory.memory, std::move(weight));
@@ -131,10 +134,17 @@ Linear make_device_linear(DeviceState& device, const Linear& host) {
 
 Linear wrap_device_linear(const Linear& on_device) {
   const Tensor& w = on_device.weight;
-  expect(w.rank == 2 && w.device == Device::cuda, ErrorCode::internal, "wrap_linear: weight ", w.shape_text(), " must be [out, in] on the device");
+  expect(w.rank == 2 && w.device == Device::cuda, ErrorCode::internal, "wrap_linear: weight ", w.shape_text(),
+         " must be [out, in] on the device");
   auto weight = std::make_shared<DeviceWeight>();
-  weight->matrix = {w.dtype,  WeightForm::rows,       w.data, on_device.scale ? on_device.scale.as<const float>() : nullptr, w.shape[0], w.shape[1],
-                    on_device.activations, on_device.input_scale};
+  weight->matrix = {w.dtype,
+                    WeightForm::rows,
+                    w.data,
+                    on_device.scale ? on_device.scale.as<const float>() : nullptr,
+                    w.shape[0],
+                    w.shape[1],
+                    on_device.activations,
+                    on_device.input_scale};
   Linear linear = on_device;
   linear.packed = std::move(weight);
   return linear;
@@ -151,7 +161,8 @@ std::vector<Linear> make_device_linears(DeviceState& device, std::span<const Lin
   for (const Linear& h : host) rows += h.out();
   std::vector<float> scales;
   const std::vector<std::byte> bytes = stacked_rows(host, stack, scales);
-  const Uploaded up = upload_matrix(device, host[0].weight.dtype, rows, host[0].in(), bytes.data(), scales.empty() ? nullptr : scales.data(), host[0]);
+  const Uploaded up =
+      upload_matrix(device, host[0].weight.dtype, rows, host[0].in(), bytes.data(), scales.empty() ? nullptr : scales.data(), host[0]);
   auto group = std::make_shared<WeightGroup>();
   *group = {up.matrix, stack, host.size()};
   int64_t first = 0;

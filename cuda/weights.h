@@ -1,5 +1,6 @@
-// Weights on the device: what make_linear and make_linears turn host weights into. Plain rows for f32, bf16, f16, int8 and block kinds; planes
-// (api/block_planes.h) for Q8_0 and Q4_0. Weights that share an input may form a group, one stacked matrix that a single product computes.
+// Weights on the device: what make_linear and make_linears turn host weights into. Plain rows for f32, bf16, f16, int8 and block kinds;
+// planes (api/block_planes.h) for Q8_0 and Q4_0. Weights that share an input may form a group, one stacked matrix that a single product
+// computes.
 #pragma once
 
 #include <memory>
@@ -20,8 +21,8 @@ enum class WeightForm : uint8_t {
 struct DeviceMatrix {
   DType dtype = DType::f32;
   WeightForm form = WeightForm::rows;
-  const void* data = nullptr;      // rows, or the planes
-  const float* scales = nullptr;   // i8: f32 [n]
+  const void* data = nullptr;     // rows, or the planes
+  const float* scales = nullptr;  // i8: f32 [n]
   int64_t n = 0, k = 0;
   ActScheme activations = ActScheme::none;
   float input_scale = 0;

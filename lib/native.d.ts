@@ -19,6 +19,14 @@ export interface NativeDevice {
   readonly memoryBytes: number
 }
 
+export interface NativePeaks {
+  readonly bandwidth: number
+  readonly f32: number
+  readonly int8: number
+  readonly bf16: number
+  readonly cacheBytes: number
+}
+
 export interface NativeLoadOptions {
   /** 'reference' | 'cpu' | 'cuda' ('auto' is decided in TypeScript) */
   device: string
@@ -209,6 +217,8 @@ export interface NativeAddon {
   sampleOp(logits: NativeTensor, settings: NativeSampling[], seeds: bigint[], counter: number): Promise<Int32Array>
   version(): string
   devices(): NativeDevice[]
+  /** Operations and bytes a second, measured for so many seconds each; 0: not there, or not known. */
+  cpuPeaks(seconds: number): Promise<NativePeaks>
   loadModel(path: string, options: NativeLoadOptions, onProgress: ((done: number, total: number) => void) | null): Promise<NativeModel>
   loadTokenizer(path: string): Promise<NativeTokenizer>
   inspect(path: string): Promise<{ info: NativeModelInfo; tensors: NativeTensorFact[] }>

@@ -55,6 +55,13 @@ async function runCounting(name, program, args, env) {
   record(name, passed, code !== 0 && failed === 0 ? 1 : failed)
 }
 
+/** A long program of that kind on every processor: each process takes a share of the cases. */
+async function runShared(name, program, args, env) {
+  const shards = Math.max(1, Math.min(4, os.availableParallelism()))
+  const one = (i) => runCounting(`${name}, part ${i + 1} of ${shards}`, program, args, { ...env, LAPIDARY_TEST_SHARD: `${i}/${shards}` })
+  await Promise.all(Array.from({ length: shards }, (_, i) => one(i)))
+}
+
 function testFiles(...folders) {
   return folders.flatMap((folder) => {
     const full = path.join(root, folder)
@@ -102,7 +109,7 @@ if (totals.failed === 0) {
   await section('architecture', () => runNodeTests('architecture', testFiles('test/architecture')))
   await section('C++ tests', () => runCounting('C++ tests', path.join(root, 'build/Release/lapidary_tests'), [], environment))
   await section(`fuzzing, ${fuzzFiles} files`, () => fuzz('fuzzing', path.join(root, 'build/Release/lapidary_fuzz'), fuzzFiles, environment))
-  await section('CUDA kernels in the emulator', () => runCounting('CUDA kernels', path.join(root, 'build/Release/lapidary_cuda_tests'), [], environment))
+  await section('CUDA kernels in the emulator', () => runShared('CUDA kernels', path.join(root, 'build/Release/lapidary_cuda_tests'), [], environment))
   await section('GPU benchmarks, rehearsed on the emulator', async () => {
     const env = { ...environment, LAPIDARY_CUDA_LIBRARY: path.join(root, 'build/Release/lapidary_cuda_emulated.so') }
     const { code } = await run(path.join(root, 'build/Release/lapidary_gpu_bench'), ['--tiny'], { env })
@@ -123,9 +130,13 @@ if (totals.failed === 0) {
     const env = { ...environment, ...sanitizerEnvironment }
     await section('C++ tests and fuzzing under ASan and UBSan', async () => {
       const folder = await buildSanitized('address,undefined', { werror: flags.has('--werror'), cudaTests: true })
-      await runCounting('C++ tests (ASan, UBSan)', path.join(folder, 'lapidary_tests'), [], env)
-      await runCounting('CUDA kernels (ASan, UBSan)', path.join(folder, 'lapidary_cuda_tests'), [], env)
-      await fuzz('fuzzing (ASan, UBSan)', path.join(folder, 'lapidary_fuzz'), fuzzFiles, env)
+      // Whole models and thousands of draws only repeat accesses that the shorter cases make.
+      const slow = ['-golden', '-sampling: random rows', '-sampling: many draws', '-sampling: more candidates', '-prefill: a prefix of any', '-prefill: image blocks']
+      await Promise.all([
+        runCounting('C++ tests (ASan, UBSan)', path.join(folder, 'lapidary_tests'), [], env)
+          .then(() => fuzz('fuzzing (ASan, UBSan)', path.join(folder, 'lapidary_fuzz'), fuzzFiles, env)),
+        runCounting('CUDA kernels (ASan, UBSan)', path.join(folder, 'lapidary_cuda_tests'), long ? [] : slow, env),
+      ])
     })
     await section('engine tests under TSan', async () => {
       const folder = await buildSanitized('thread', { werror: flags.has('--werror') })

@@ -23,6 +23,8 @@ const contents = [
   'test/golden/gguf',
   'node_modules/@huggingface/jinja/package.json', 'node_modules/@huggingface/jinja/dist/index.js', 'node_modules/node-gyp/gyp',
 ]
+/** Left out: source maps, and the GGUF files of two golden models; the third has every block format that the kernels know. */
+const unwanted = /__pycache__|\.map$|golden\/gguf\/(gemma2-tiny|gemma3-head256)\/.*\.gguf$/
 const programs = ['lapidary.node', 'lapidary_gpu_tests', 'lapidary_gpu_bench', 'lapidary_cuda_emulated.so', ...(options['no-cuda'] ? [] : ['lapidary_cuda.so'])]
 
 const say = (text) => process.stderr.write(`${text}\n`)
@@ -61,7 +63,7 @@ const stage = mkdtempSync(path.join(os.tmpdir(), 'lapidary-pack-'))
 try {
   if (!options['no-build']) await buildForCheck({ emulated: options['no-cuda'], onLine: say })
   const folder = path.join(stage, 'lapidary-gpu-check')
-  const copy = (name) => cpSync(path.join(root, name), path.join(folder, name), { recursive: true, filter: (file) => !/__pycache__|\.map$/.test(file) })
+  const copy = (name) => cpSync(path.join(root, name), path.join(folder, name), { recursive: true, filter: (file) => !unwanted.test(file) })
   for (const name of contents) {
     if (!existsSync(path.join(root, name))) throw new Error(`${name} is not there`)
     copy(name)

@@ -16,7 +16,7 @@ enum class KvType : int32_t { f32, bf16, int8 };
 // The consecutive rows of one sequence in this step.
 struct AttentionSequence {
   int32_t first_row, rows;
-  int32_t first_pos;         // of first_row
+  int32_t first_pos;  // of first_row
   int32_t num_pages;
   const void* const* pages;  // device memory: [num_pages] pages
 };

@@ -1,8 +1,9 @@
 // Decode attention: 1 to 16 query tokens per sequence over a paged cache, split along the keys. Params, the rule of the splits, the plan.
 //
-// A query's bits depend on its own position, the window, the heads and the device alone: its keys are cut at absolute multiples of keys_per_split(its
-// position), each piece is a softmax of its own over tiles of 64 keys in rising order, and the pieces are merged in rising order after the prefix.
-// The other rows of its sequence, the other sequences and the size of the grid change nothing; neither does which block does the merge, or how.
+// A query's bits depend on its own position, the window, the heads and the device alone: its keys are cut at absolute multiples of
+// keys_per_split(its position), each piece is a softmax of its own over tiles of 64 keys in rising order, and the pieces are merged in
+// rising order after the prefix. The other rows of its sequence, the other sequences and the size of the grid change nothing; neither does
+// which block does the merge, or how.
 #pragma once
 
 #include <algorithm>
@@ -32,31 +33,32 @@ struct AttentionDecodeParams {
   QkvRows rows;
   void* out;  // [tokens, num_heads, head_dim] of out_type
   ActType out_type;
-  float out_inverse_scale;   // int8: q = to_int8(y * out_inverse_scale)
-  int32_t max_rows;          // no sequence has more rows than this: 1..kDecodeMaxRows
-  int32_t max_keys;          // first_pos + rows of no sequence exceeds this
+  float out_inverse_scale;  // int8: q = to_int8(y * out_inverse_scale)
+  int32_t max_rows;         // no sequence has more rows than this: 1..kDecodeMaxRows
+  int32_t max_keys;         // first_pos + rows of no sequence exceeds this
   DecodeMerge merge;
-  float* partials;           // attention_decode_workspace_bytes; any contents
-  int32_t* counters;         // i32 [attention_decode_counters]: zeros, and zeros again afterwards
+  float* partials;    // attention_decode_workspace_bytes; any contents
+  int32_t* counters;  // i32 [attention_decode_counters]: zeros, and zeros again afterwards
 };
 
 // How many keys one block takes, as a function of where the query stands.
 struct DecodeSplitRule {
-  int32_t min_keys;      // what fills the block's shared memory once
+  int32_t min_keys;  // what fills the block's shared memory once
   int32_t num_kv_heads, sm_count;
-  int32_t group;         // query heads per KV head
-  int32_t kv_bytes;      // of one cached element
+  int32_t group;     // query heads per KV head
+  int32_t kv_bytes;  // of one cached element
   int32_t window;
 
-  // Positions are served in steps, an eighth of an octave and at least 64 wide: the end of the step that a query at `position` lies in, in visible keys.
+  // Positions are served in steps, an eighth of an octave and at least 64 wide: the end of the step that a query at `position` lies in, in
+  // visible keys.
   LAPIDARY_DECODE_BOTH int32_t step_end(int32_t position) const {
     const int32_t visible = position + 1 < window ? position + 1 : window;
     int32_t width = kDecodeTileKeys;
     while (width * 8 < visible) width *= 2;
     return (visible + width - 1) & -width;
   }
-  // A multiple of 64. One sequence alone should give every SM one block, but the merge reads a partial result per split on one SM: its bytes may not
-  // exceed the keys and values that a split reads. A window that nearly fits one cluster's splits is made to fit.
+  // A multiple of 64. One sequence alone should give every SM one block, but the merge reads a partial result per split on one SM: its
+  // bytes may not exceed the keys and values that a split reads. A window that nearly fits one cluster's splits is made to fit.
   LAPIDARY_DECODE_BOTH int32_t keys_per_split(int32_t position) const {
     const uint32_t visible = static_cast<uint32_t>(step_end(position)), tile = kDecodeTileKeys;
     uint32_t keys = (visible * num_kv_heads + sm_count - 1) / static_cast<uint32_t>(sm_count);
@@ -109,7 +111,8 @@ inline AttentionDecodePlan attention_decode_plan(const AttentionDecodeParams& p,
   plan.group_tokens = std::min(p.max_rows, 8 * columns / group);
   // Where rows of one sequence have different splits, two groups end early.
   plan.row_groups = (p.max_rows + plan.group_tokens - 1) / plan.group_tokens + (p.max_rows > 1 ? 1 : 0);
-  plan.rule = {decode_ring_keys(c.head_dim, c.kv_type), c.num_kv_heads, std::max(device.sm_count, 1), group, c.kv_type == KvType::int8 ? 1 : 2, c.window};
+  plan.rule = {decode_ring_keys(c.head_dim, c.kv_type), c.num_kv_heads, std::max(device.sm_count, 1), group,
+               c.kv_type == KvType::int8 ? 1 : 2,       c.window};
   for (int32_t position = 0; position < p.max_keys;) {
     const int32_t end = plan.rule.step_end(position), keys = plan.rule.keys_per_split(position);
     const int32_t last = end >= c.window ? p.max_keys - 1 : std::min(end, p.max_keys) - 1;  // the last position of the step
@@ -135,7 +138,8 @@ inline const char* why_not_attention_decode(const AttentionDecodeParams& p, cons
   if (c.window < 1) return "window counts the query's own key: at least 1";
   if (c.prefix_tokens < 0) return "prefix_tokens must not be negative";
   if (p.max_rows < 1 || p.max_rows > kDecodeMaxRows) return "max_rows must be 1 to 16";
-  if (p.max_keys < 1 || static_cast<int64_t>(p.max_keys) * c.num_kv_heads > 1 << 30) return "max_keys must be positive, times num_kv_heads at most 2^30";
+  if (p.max_keys < 1 || static_cast<int64_t>(p.max_keys) * c.num_kv_heads > 1 << 30)
+    return "max_keys must be positive, times num_kv_heads at most 2^30";
   if (c.num_heads / c.num_kv_heads > 8 * kDecodeMaxColumns) return "too many query heads per KV head";
   const AttentionDecodePlan plan = attention_decode_plan(p, device);
   if (c.num_sequences > 65535 || static_cast<int64_t>(c.num_kv_heads) * plan.row_groups > 65535) return "the grid is too large";
@@ -143,7 +147,9 @@ inline const char* why_not_attention_decode(const AttentionDecodeParams& p, cons
   if (p.merge == DecodeMerge::cluster && plan.splits > 1 && !plan.cluster) return "the splits do not fit one cluster";
   return nullptr;
 }
-inline bool supports_attention_decode(const AttentionDecodeParams& p, const DeviceFacts& device) { return !why_not_attention_decode(p, device); }
+inline bool supports_attention_decode(const AttentionDecodeParams& p, const DeviceFacts& device) {
+  return !why_not_attention_decode(p, device);
+}
 
 // One for every sequence, KV head and row group.
 inline int64_t attention_decode_counters(const AttentionDecodeParams& p, const DeviceFacts& device) {

@@ -24,7 +24,8 @@ struct DeviceApi {
   Status (*allocate_pinned)(void** memory, size_t bytes);
   Status (*release_pinned)(void* memory);
 
-  Status (*copy_to_device)(void* to, const void* host, size_t bytes, Stream stream);  // host memory may be reused when the stream gets there
+  Status (*copy_to_device)(void* to, const void* host, size_t bytes,
+                           Stream stream);  // host memory may be reused when the stream gets there
   Status (*copy_to_host)(void* host, const void* from, size_t bytes, Stream stream);
   Status (*copy_on_device)(void* to, const void* from, size_t bytes, Stream stream);
   Status (*fill)(void* to, int byte, size_t bytes, Stream stream);

@@ -1,4 +1,4 @@
-// Matrix products y = x · wᵀ: what the tiled (gemm_*) and skinny (gemv_*) launchers take. Weights are stored once, row-major, for all of them.
+// Matrix products y = x · wᵀ: what the tiled (gemm_*) and skinny (gemv_*) launchers take. Weights are stored once, row-major, for both.
 // of them.
 #pragma once
 

@@ -1,5 +1,5 @@
-// Pages of the KV cache as memory: copy for a fork's first write, zero for a fresh page, and one layer's rows out of and into pages for save and
-// restore. The layout of a page is in attention.h.
+// Pages of the KV cache as memory: copy for a fork's first write, zero for a fresh page, and one layer's rows out of and into pages for
+// save and restore. The layout of a page is in attention.h.
 #pragma once
 
 #include "cuda/api/attention.h"
@@ -23,8 +23,8 @@ struct ZeroPagesParams {
   int64_t page_bytes;  // a multiple of 16
 };
 
-// Positions [first, end) of one sequence in one layer, between its pages and contiguous rows. kv_export writes the rows, kv_import the pages
-// (only the places of those positions).
+// Positions [first, end) of one sequence in one layer, between its pages and contiguous rows. kv_export writes the rows, kv_import the
+// pages (only the places of those positions).
 struct KvRowsParams {
   void* const* pages;  // device [num_pages]
   void* k;             // [end - first, num_kv_heads, head_dim] of `type`

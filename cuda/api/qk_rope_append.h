@@ -1,5 +1,5 @@
-// What turns the f32 projections of a step into attention's inputs: QK-norm, RoPE, rounding, append to the cache. A launch of its own before
-// prefill attention; the prologue of the fused decode attention.
+// What turns the f32 projections of a step into attention's inputs: QK-norm, RoPE, rounding, append to the cache. A launch of its own
+// before prefill attention; the prologue of the fused decode attention.
 #pragma once
 
 #include "cuda/api/attention.h"

@@ -17,7 +17,7 @@ enum class ActScaling : int32_t { per_row, given, fixed };
 struct ActOut {
   void* data;  // [rows, dim] of `type`
   ActType type;
-  ActScaling scaling;  // int8 only
+  ActScaling scaling;   // int8 only
   float* row_scales;    // f32 [rows]: written (per_row) or read (given); else null
   float inverse_scale;  // 1 / scale, rounded to f32 (fixed)
 };
@@ -54,26 +54,27 @@ struct AddNormParams {
 
 // out = gelu_tanh(gate) * up.
 struct GegluParams {
-  const float* gate;  // f32 [rows, ffn]; with `interleaved`: [rows, 2 ffn], gate and up of 8 channels in turn: g0-7, u0-7, g8-15, u8-15, ...
-  const float* up;    // f32 [rows, ffn]; null with `interleaved`
-  ActOut out;         // [rows, ffn]
+  const float*
+      gate;         // f32 [rows, ffn]; with `interleaved`: [rows, 2 ffn], gate and up of 8 channels in turn: g0-7, u0-7, g8-15, u8-15, ...
+  const float* up;  // f32 [rows, ffn]; null with `interleaved`
+  ActOut out;       // [rows, ffn]
   int32_t rows, ffn;  // ffn a multiple of 8 when interleaved
   bool interleaved;
 };
 
 // out = x, rounded or quantised.
 struct QuantizeParams {
-  const void* x;  // [rows, dim] of in_type
+  const void* x;    // [rows, dim] of in_type
   ActType in_type;  // f32 or bf16
-  ActOut out;     // [rows, dim]
+  ActOut out;       // [rows, dim]
   int32_t rows, dim;
 };
 
 // The largest magnitude of each row.
 struct RowAbsmaxParams {
-  const void* x;  // [rows, dim] of in_type
+  const void* x;    // [rows, dim] of in_type
   ActType in_type;  // f32 or bf16
-  float* absmax;  // f32 [rows]
+  float* absmax;    // f32 [rows]
   int32_t rows, dim;
 };
 
@@ -131,11 +132,15 @@ struct FillParams {
 };
 
 inline bool supports_rms_norm(const RmsNormParams& p, const DeviceFacts&) { return p.dim > 0 && supports_act_out(p.out); }
-inline bool supports_add_norm(const AddNormParams& p, const DeviceFacts&) { return p.dim > 0 && (!p.next_weight || supports_act_out(p.out)); }
+inline bool supports_add_norm(const AddNormParams& p, const DeviceFacts&) {
+  return p.dim > 0 && (!p.next_weight || supports_act_out(p.out));
+}
 inline bool supports_geglu(const GegluParams& p, const DeviceFacts&) {
   return p.ffn > 0 && supports_act_out(p.out) && (p.interleaved ? p.ffn % 8 == 0 && !p.up : p.up != nullptr);
 }
-inline bool supports_quantize(const QuantizeParams& p, const DeviceFacts&) { return p.dim > 0 && p.in_type != ActType::int8 && supports_act_out(p.out); }
+inline bool supports_quantize(const QuantizeParams& p, const DeviceFacts&) {
+  return p.dim > 0 && p.in_type != ActType::int8 && supports_act_out(p.out);
+}
 inline bool supports_row_absmax(const RowAbsmaxParams& p, const DeviceFacts&) { return p.dim > 0 && p.in_type != ActType::int8; }
 inline bool supports_soft_cap(const SoftCapParams& p, const DeviceFacts&) { return p.cap > 0; }
 

@@ -88,8 +88,11 @@ LAPIDARY_DEVICE SinCos sin_cos_accurate(float angle) {
   const int quadrant = static_cast<int>(bits_as<uint64_t>(shifted) & 3);
   const double r = static_cast<double>(angle) - turns * kHigh - turns * kMiddle - turns * kLow, s = r * r;
   // Taylor's coefficients: at pi / 4 the first left out is below 1e-13.
-  const double sine = r * (1 + s * (-1.0 / 6 + s * (1.0 / 120 + s * (-1.0 / 5040 + s * (1.0 / 362880 + s * (-1.0 / 39916800 + s * (1.0 / 6227020800)))))));
-  const double cosine = 1 + s * (-0.5 + s * (1.0 / 24 + s * (-1.0 / 720 + s * (1.0 / 40320 + s * (-1.0 / 3628800 + s * (1.0 / 479001600 + s * (-1.0 / 87178291200.0)))))));
+  const double sine =
+      r * (1 + s * (-1.0 / 6 + s * (1.0 / 120 + s * (-1.0 / 5040 + s * (1.0 / 362880 + s * (-1.0 / 39916800 + s * (1.0 / 6227020800)))))));
+  const double cosine =
+      1 + s * (-0.5 + s * (1.0 / 24 + s * (-1.0 / 720 +
+                                           s * (1.0 / 40320 + s * (-1.0 / 3628800 + s * (1.0 / 479001600 + s * (-1.0 / 87178291200.0)))))));
   const float a = static_cast<float>(sine), b = static_cast<float>(cosine);
   const float sin_abs = quadrant & 1 ? b : a, cos_abs = quadrant & 1 ? a : b;
   return {quadrant & 2 ? -sin_abs : sin_abs, (quadrant + 1) & 2 ? -cos_abs : cos_abs};

@@ -6,23 +6,25 @@
 
 namespace lapidary::cuda {
 
-// Grid: x the split (split 0 is the prefix when there is one), y (KV head, row group), z the sequence. A block owns the keys of its split for up to
-// 8 * Columns packed query rows. It walks over tiles of 64 keys, oldest first:
+// Grid: x the split (split 0 is the prefix when there is one), y (KV head, row group), z the sequence. A block owns the keys of its split
+// for up to 8 * Columns packed query rows. It walks over tiles of 64 keys, oldest first:
 //
-//   scores   S^T = K Q^T: warp w owns keys 16 w .. 16 w + 15 and all rows; a thread keys g and g + 8, rows 2t, 2t + 1 of each eight (g = lane / 4, t = lane % 4)
+//   scores   S^T = K Q^T: warp w owns keys 16 w .. 16 w + 15 and all rows; a thread keys g and g + 8 and of each eight rows 2t and 2t + 1
+//            (g = lane / 4, t = lane % 4)
 //   weights  2^(s - m), m the running maximum over the four warps; bf16, to shared memory
 //   sums     O^T += V^T P^T: warp w owns dims 16 (w + 4 i) .. + 15 and all rows; they stay in registers
 //
-// Keys are the A operand (16 rows) and queries B (n = 8), so a group of up to eight packed rows costs one n8 column and not a padded m16. Pipeline,
-// Stages = 1..4 of each ring: wait K(j) | QK | load K(j + Stages), maxima | weights, wait V(j) | PV | load V(j + Stages).
+// Keys are the A operand (16 rows) and queries B (n = 8), so a group of up to eight packed rows costs one n8 column and not a padded m16.
+// Pipeline, Stages = 1..4 of each ring: wait K(j) | QK | load K(j + Stages), maxima | weights, wait V(j) | PV | load V(j + Stages).
 //
-// int8: keys and values are widened to bf16 in registers, exactly; scores are multiplied by the key's scale, weights by the value's before they are
-// rounded. One ldmatrix of int8 gives each thread four neighbouring dims of a key, or two dims of two keys; so the dims of a k16 step are in another
-// order, which the queries follow (prepare_queries), and row g of a V^T fragment is dim 2g, row g + 8 dim 2g + 1.
+// int8: keys and values are widened to bf16 in registers, exactly; scores are multiplied by the key's scale, weights by the value's before
+// they are rounded. One ldmatrix of int8 gives each thread four neighbouring dims of a key, or two dims of two keys; so the dims of a k16
+// step are in another order, which the queries follow (prepare_queries), and row g of a V^T fragment is dim 2g, row g + 8 dim 2g + 1.
 //
-// Bytes in flight: the rings are 64 KiB (32 KiB with head_dim 32, and 64 in int8), all of them requested while a warp waits for keys, at least
-// half while it computes: 32 KiB or more per block, against the 24 KiB per SM that HBM latency asks for. Up to 86 KiB of shared memory, so two
-// or three blocks fit an SM of 8.0 and 9.0; one of 8.6, 8.9 and 12.0 at head_dim 256, where bandwidth per SM is a quarter.
+// Bytes in flight: the rings are 64 KiB (head_dim 64 in int8 and 32 in bf16: 32 KiB, 32 in int8: 24 KiB), all of them requested while a
+// warp waits for keys, at least half while it computes: 32 KiB or more per block at head_dim 128 and 256, against the 24 KiB per SM that
+// HBM latency asks for. Up to 86 KiB of shared memory, so two or three blocks fit an SM of 8.0 and 9.0; one of 8.6, 8.9 and 12.0 at
+// head_dim 256, where the bandwidth per SM is a quarter.
 //
 // Refused (supports_attention_decode): other head_dims, f32 caches, more than 16 tokens per sequence, more than 32 heads per KV head.
 template <int HeadDim, KvType Kv, int Columns>
@@ -31,17 +33,17 @@ struct AttentionDecodeKernel {
   using Layout = DecodeLayout<HeadDim, Kv, Columns>;
   static constexpr const char* kName = "attention_decode";
   static constexpr Needs kNeeds = Needs::sm80;
-  static constexpr int kThreads = kDecodeThreads, kBlocksPerSm = 2;
+  static constexpr int kThreads = kDecodeThreads, kBlocksPerSm = Columns <= 2 ? 3 : 2;  // three: up to 168 registers
   static constexpr size_t kSmemBytes = Layout::kBytes;
   static constexpr int kDimTiles = ceil_div(HeadDim / 16, kDecodeWarps);  // of 16 dims, per warp
-  static constexpr bool kQueriesInRegisters = Columns == 1;               // they are the same for every tile; more than one column is too much
+  static constexpr bool kQueriesInRegisters = Columns == 1;  // they are the same for every tile; more than one column is too much
 
   using Weights = TileLayout<kDecodeTileKeys>;
 
   struct Work {
-    SoftmaxRow rows[Columns][2];          // rows 8 n + 2t + {0, 1}; all warps hold the same
-    float sums[kDimTiles][Columns][4];    // fragments of O^T
-    uint32_t queries[HeadDim / 32][4];    // with kQueriesInRegisters: B fragments of two k16 steps each
+    SoftmaxRow rows[Columns][2];        // rows 8 n + 2t + {0, 1}; all warps hold the same
+    float sums[kDimTiles][Columns][4];  // fragments of O^T
+    uint32_t queries[HeadDim / 32][4];  // with kQueriesInRegisters: B fragments of two k16 steps each
   };
 
   static LAPIDARY_DEVICE bool has_dims(int tile) { return HeadDim / 16 >= kDecodeWarps || tile * kDecodeWarps + warp() < HeadDim / 16; }
@@ -97,10 +99,11 @@ struct AttentionDecodeKernel {
     }
   }
 
-  // Scores in units of log2, -infinity where the key is not visible; the warp's maxima to shared memory. Takes the scales of the thread's two keys
-  // and values out of the ring, which is loaded anew with the next keys.
+  // Scores in units of log2, -infinity where the key is not visible; the warp's maxima to shared memory. Takes the scales of the thread's
+  // two keys and values out of the ring, which is loaded anew with the next keys.
   template <KvType Tile>
-  static LAPIDARY_DEVICE void scale_and_mask(const DecodeBlock& b, int tile, int n_of_split, float (&s)[Columns][4], float (&value_scale)[2]) {
+  static LAPIDARY_DEVICE void scale_and_mask(const DecodeBlock& b, int tile, int n_of_split, float (&s)[Columns][4],
+                                             float (&value_scale)[2]) {
     const ScoreScale& score = b.params.score;
     const int key = warp() * 16 + lane() / 4;
     float factor[2] = {score.factor, score.factor};  // of keys g and g + 8
@@ -175,8 +178,10 @@ struct AttentionDecodeKernel {
         const float low = exp2_fast(s[n][e] - work.rows[n][e].m), high = exp2_fast(s[n][e + 2] - work.rows[n][e].m);
         total[e] = over_keys(low + high, Sum{});
         std::byte* weights = b.smem + Layout::kP + lane() / 4 * 2;
-        put_shared(weights + Weights::shift(place, n * 8 + e, 0), rounded(Vec<float, 1>{{Tile == KvType::int8 ? low * value_scale[0] : low}}));
-        put_shared(weights + Weights::shift(place, n * 8 + e, 1), rounded(Vec<float, 1>{{Tile == KvType::int8 ? high * value_scale[1] : high}}));
+        put_shared(weights + Weights::shift(place, n * 8 + e, 0),
+                   rounded(Vec<float, 1>{{Tile == KvType::int8 ? low * value_scale[0] : low}}));
+        put_shared(weights + Weights::shift(place, n * 8 + e, 1),
+                   rounded(Vec<float, 1>{{Tile == KvType::int8 ? high * value_scale[1] : high}}));
       }
       if (lane() < 4) store_shared(reinterpret_cast<F32x2*>(b.smem + Layout::kTileSum) + (warp() * Columns + n) * 4 + lane(), total);
     }
@@ -198,14 +203,14 @@ struct AttentionDecodeKernel {
   template <KvType Tile>
   static LAPIDARY_DEVICE void add_values(const DecodeBlock& b, Work& work, const std::byte* values) {
     using Rows = typename Layout::template Rows<Tile>;
-    const int key = Tile == KvType::int8 ? lane() : lane() / 16 * 8 + lane() % 8, chunk = Tile == KvType::int8 ? warp() : 2 * warp() + lane() / 8 % 2;
+    const int key = Tile == KvType::int8 ? lane() : lane() / 16 * 8 + lane() % 8,
+              chunk = Tile == KvType::int8 ? warp() : 2 * warp() + lane() / 8 % 2;
     const int place = Rows::offset(key, chunk), weights = Weights::offset(lane() % 8, lane() / 8);
     LAPIDARY_UNROLL
     for (int step = 0; step < kDecodeTileKeys / 32; ++step) {
       uint32_t p[Columns][4];
       LAPIDARY_UNROLL
-      for (int n = 0; n < Columns; ++n)
-        load_matrix_x4(p[n], b.smem + Layout::kP + Weights::shift(weights, n * 8, 4 * step));
+      for (int n = 0; n < Columns; ++n) load_matrix_x4(p[n], b.smem + Layout::kP + Weights::shift(weights, n * 8, 4 * step));
       LAPIDARY_UNROLL
       for (int i = 0; i < kDimTiles; ++i) {
         if (!has_dims(i)) continue;
@@ -286,7 +291,8 @@ struct AttentionDecodeKernel {
     if (to_shared) {
       sync_threads();  // the rings are free
       each_sum<Tile>(work, [&](int row, int dim, float v) { store_shared(reinterpret_cast<float*>(b.smem) + Layout::sum(row, dim), v); });
-      each_state(work, [&](int row, const SplitState& v) { store_shared(reinterpret_cast<SplitState*>(b.smem + Layout::kState) + row, v); });
+      each_state(work,
+                 [&](int row, const SplitState& v) { store_shared(reinterpret_cast<SplitState*>(b.smem + Layout::kState) + row, v); });
     } else {
       const GlobalPartials to = global_partials(b, HeadDim);
       const int64_t first = static_cast<int64_t>(b.split) * to.rows;
@@ -322,7 +328,8 @@ struct AttentionDecodeKernel {
       }
     }
     if (!to_shared) {
-      if (arrived_last(b, reinterpret_cast<int32_t*>(smem + Layout::kFlag))) merge_global<HeadDim>(b, global_partials(b, HeadDim), 2 * Layout::kRingBytes);
+      if (arrived_last(b, reinterpret_cast<int32_t*>(smem + Layout::kFlag)))
+        merge_global<HeadDim>(b, global_partials(b, HeadDim), 2 * Layout::kRingBytes);
       return;
     }
     const int size = p.plan.cluster ? cluster_size() : 1, rank = p.plan.cluster ? cluster_rank() : 0;

@@ -18,7 +18,8 @@ struct DecodeParams {
 inline constexpr int kDecodeWarps = 4, kDecodeThreads = kDecodeWarps * kWarp;
 static_assert(kDecodeTileKeys == kPageTokens && kDecodeTileKeys == kDecodeWarps * 16, "a tile is a page; a warp owns 16 of its keys");
 
-// Shared memory. Keys and values have a ring of stages each; with a bf16 prefix before an int8 cache the same bytes are fewer, larger stages.
+// Shared memory. Keys and values have a ring of stages each; with a bf16 prefix before an int8 cache the same bytes are fewer, larger
+// stages.
 template <int HeadDim, KvType Kv, int Columns>
 struct DecodeLayout {
   static constexpr int kRows = 8 * Columns;  // packed query rows
@@ -28,7 +29,9 @@ struct DecodeLayout {
   using Rows = TileLayout<Tile == KvType::int8 ? HeadDim / 2 : HeadDim>;
   template <KvType Tile>
   static constexpr int kTileBytes = kDecodeTileKeys * Rows<Tile>::kRowBytes;
-  static constexpr int kStages = 32 * 1024 / (kDecodeTileKeys * HeadDim * kKvBytes<Kv>) > 4 ? 4 : 32 * 1024 / (kDecodeTileKeys * HeadDim * kKvBytes<Kv>);
+  static constexpr int kStages = 32 * 1024 / (kDecodeTileKeys * HeadDim * kKvBytes<Kv>) > 4
+                                     ? 4
+                                     : 32 * 1024 / (kDecodeTileKeys * HeadDim * kKvBytes<Kv>);
   static constexpr int kRingBytes = kStages * kTileBytes<Kv>;
   template <KvType Tile>
   static constexpr int kStagesOf = kRingBytes / kTileBytes<Tile> > 4 ? 4 : kRingBytes / kTileBytes<Tile>;
@@ -45,8 +48,8 @@ struct DecodeLayout {
   static constexpr int kFlag = kLast + kRows * 4;
   static constexpr size_t kBytes = kFlag + 16;
 
-  // The rows' sums f32 [rows][HeadDim] take the rings' place at the end. Groups of eight dims are permuted so that the threads of a fragment store
-  // to different banks.
+  // The rows' sums f32 [rows][HeadDim] take the rings' place at the end. Groups of eight dims are permuted so that the threads of a
+  // fragment store to different banks.
   static LAPIDARY_HOST_DEVICE constexpr int sum(int row, int dim) { return row * HeadDim + (dim ^ (row >> 1 & 3) << 3); }
   static_assert(kRows * HeadDim * 4 <= 2 * kRingBytes, "the sums fit the rings");
   static_assert(kStagesOf<KvType::bf16> >= 1, "a tile of the prefix fits the ring");
@@ -57,12 +60,12 @@ struct DecodeBlock {
   const DecodeParams& params;
   std::byte* smem;
   AttentionSequence sequence;
-  int32_t kv_head, group;        // group: query heads per KV head
-  int32_t first_token, tokens;   // the row group, of the sequence's tokens
+  int32_t kv_head, group;       // group: query heads per KV head
+  int32_t first_token, tokens;  // the row group, of the sequence's tokens
   int32_t keys_per_split;
-  KeyRange keys;                 // that any row of the group sees
-  int32_t first_split, splits;   // splits: of this group, the prefix's included; first_split: the first one with visible keys
-  int32_t split;                 // 0..splits - 1 in the order of the merge; beyond: nothing to do
+  KeyRange keys;                // that any row of the group sees
+  int32_t first_split, splits;  // splits: of this group, the prefix's included; first_split: the first one with visible keys
+  int32_t split;                // 0..splits - 1 in the order of the merge; beyond: nothing to do
 
   LAPIDARY_DEVICE int rows() const { return tokens * group; }
   LAPIDARY_DEVICE int oldest_query() const { return sequence.first_pos + first_token; }
@@ -85,7 +88,9 @@ struct DecodeBlock {
 
 LAPIDARY_DEVICE DecodeBlock decode_block(const DecodeParams& p, std::byte* smem) {
   const AttentionCommon& c = p.problem.common;
-  DecodeBlock b = {p, smem, load_sequence(c.sequences + block_z()), block_y() / p.plan.row_groups, c.num_heads / c.num_kv_heads, 0, 0, 0, {0, 0}, 0, 0, block_x()};
+  DecodeBlock b = {
+      p, smem,     load_sequence(c.sequences + block_z()), block_y() / p.plan.row_groups, c.num_heads / c.num_kv_heads, 0, 0, 0, {0, 0}, 0,
+      0, block_x()};
   // Row groups: the rows that share the first row's split in steps of group_tokens, then the others.
   const int index = block_y() % p.plan.row_groups, step = p.plan.group_tokens;
   const int same = p.plan.rule.rows_of_first_split(b.sequence.first_pos, b.sequence.rows);
@@ -115,7 +120,8 @@ struct DecodeLoader {
   std::byte* next_page;  // of the tile whose keys are loaded next; not used by the prefix
   std::byte* this_page;  // of the tile whose keys were loaded last
 
-  LAPIDARY_DEVICE DecodeLoader(const DecodeBlock& block) : b(block), tiles(block.tiles()), next_page(page(tiles.begin)), this_page(nullptr) {}
+  LAPIDARY_DEVICE DecodeLoader(const DecodeBlock& block)
+      : b(block), tiles(block.tiles()), next_page(page(tiles.begin)), this_page(nullptr) {}
 
   LAPIDARY_DEVICE std::byte* page(int tile) const { return b.is_prefix() || tile >= tiles.end ? nullptr : page_of_block(b.sequence, tile); }
 
@@ -152,8 +158,8 @@ struct DecodeLoader {
       copy_rows(to, reinterpret_cast<const std::byte*>(from), {0, c.prefix_tokens - first}, c.prefix_tokens - first);
       return;
     }
-    // Rows that no query sees are not read: they are uninitialised, or being overwritten by another block. They become zeros. Rows that this
-    // launch appends come from the projections.
+    // Rows that no query sees are not read: they are uninitialised, or being overwritten by another block. They become zeros. Rows that
+    // this launch appends come from the projections.
     const int fresh = b.is_fused() && b.sequence.first_pos < b.keys.end ? b.sequence.first_pos : b.keys.end;
     const KeyRange cached = {b.keys.begin - first, fresh - first};
     copy_rows(to, this_page + (Value ? layout.values(b.kv_head) : layout.keys(b.kv_head)), cached, b.keys.end - first);
@@ -188,8 +194,8 @@ struct DecodeLoader {
     if (valid || row < copied.begin || row >= end) copy_async_small<4>(to, valid ? from + row * 4 : from, valid);
   }
 
-  // Fused: the split's rows that are new in this step, straight from the projections into the stage, in the cache's type. The row group whose token
-  // it is also writes the row to the cache: nobody reads it there in this launch.
+  // Fused: the split's rows that are new in this step, straight from the projections into the stage, in the cache's type. The row group
+  // whose token it is also writes the row to the cache: nobody reads it there in this launch.
   template <bool Value>
   LAPIDARY_DEVICE void append(int n) const {
     const QkvRows& in = b.params.problem.rows;
@@ -200,7 +206,8 @@ struct DecodeLoader {
     // Values begin at another warp, so that one new row's key and value are prepared side by side.
     for (int position = from + (warp() + (Value ? kDecodeWarps - 1 : 0)) % kDecodeWarps; position < end; position += kDecodeWarps) {
       const int64_t token = b.sequence.first_row + position - seq;
-      HeadRow<true> row = HeadRow<true>::load((Value ? in.v + token * in.v_stride : in.k + token * in.k_stride) + b.kv_head * HeadDim, HeadDim);
+      HeadRow<true> row =
+          HeadRow<true>::load((Value ? in.v + token * in.v_stride : in.k + token * in.k_stride) + b.kv_head * HeadDim, HeadDim);
       if constexpr (!Value) {
         row.norm(in.k_norm, HeadDim);
         if (in.cos != nullptr) row = row.rotated(in.cos + token * (HeadDim / 2), in.sin + token * (HeadDim / 2), HeadDim);
@@ -266,7 +273,8 @@ LAPIDARY_DEVICE void prepare_queries(const DecodeBlock& b) {
       LAPIDARY_UNROLL
       for (int e = 0; e < 2; ++e) {
         const int pair = (at % 16) / 2 + e, place = Permuted ? 4 * (pair % 2) + pair / 2 : pair;
-        store_shared(reinterpret_cast<uint32_t*>(q + Rows::offset(r, at / 16 * 2 + place / 4)) + place % 4, pack_bf16(v[2 * e], v[2 * e + 1]));
+        store_shared(reinterpret_cast<uint32_t*>(q + Rows::offset(r, at / 16 * 2 + place / 4)) + place % 4,
+                     pack_bf16(v[2 * e], v[2 * e + 1]));
       }
     });
   }

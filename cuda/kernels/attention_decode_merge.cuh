@@ -1,5 +1,5 @@
-// The end of decode attention: the splits of a row group are added up in their order and written out. Where the partial results lie (this block's
-// shared memory, the cluster's, global memory) does not matter to the sums.
+// The end of decode attention: the splits of a row group are added up in their order and written out. Where the partial results lie (this
+// block's shared memory, the cluster's, global memory) does not matter to the sums.
 #pragma once
 
 #include "cuda/kernels/attention_decode_block.cuh"
@@ -16,7 +16,9 @@ struct ClusterPartials {
   const std::byte* smem;
   int rank, size;
 
-  LAPIDARY_DEVICE SplitState state(int split, int row) const { return get(split, reinterpret_cast<const SplitState*>(smem + Layout::kState) + row); }
+  LAPIDARY_DEVICE SplitState state(int split, int row) const {
+    return get(split, reinterpret_cast<const SplitState*>(smem + Layout::kState) + row);
+  }
   LAPIDARY_DEVICE F32x4 sums(int split, int row, int dim) const {
     return get(split, reinterpret_cast<const F32x4*>(reinterpret_cast<const float*>(smem) + Layout::sum(row, dim)));
   }
@@ -28,7 +30,8 @@ struct ClusterPartials {
   }
 };
 
-// In global memory, of one sequence, KV head and row group: sums [splits][rows][head_dim], states [splits][rows]. `rows` is the most a group has.
+// In global memory, of one sequence, KV head and row group: sums [splits][rows][head_dim], states [splits][rows]. `rows` is the most a
+// group has.
 struct GlobalPartials {
   float* sums_at;
   SplitState* states_at;
@@ -45,10 +48,17 @@ struct GlobalPartials {
 LAPIDARY_DEVICE GlobalPartials global_partials(const DecodeBlock& b, int head_dim) {
   const DecodeParams& p = b.params;
   const AttentionCommon& c = p.problem.common;
-  const int64_t rows = static_cast<int64_t>(p.plan.group_tokens) * b.group, groups = static_cast<int64_t>(c.num_kv_heads) * p.plan.row_groups;
+  const int64_t rows = static_cast<int64_t>(p.plan.group_tokens) * b.group,
+                groups = static_cast<int64_t>(c.num_kv_heads) * p.plan.row_groups;
   const int64_t block = block_z() * groups + block_y(), blocks = c.num_sequences * groups;
   SplitState* states = reinterpret_cast<SplitState*>(p.problem.partials + blocks * p.plan.splits * rows * head_dim);
-  return {p.problem.partials + block * p.plan.splits * rows * head_dim, states + block * p.plan.splits * rows, static_cast<int>(rows), head_dim, nullptr, 0, 0};
+  return {p.problem.partials + block * p.plan.splits * rows * head_dim,
+          states + block * p.plan.splits * rows,
+          static_cast<int>(rows),
+          head_dim,
+          nullptr,
+          0,
+          0};
 }
 
 LAPIDARY_DEVICE void store_result(const DecodeBlock& b, int row, int dim, int head_dim, const F32x4& y) {
@@ -63,11 +73,13 @@ LAPIDARY_DEVICE void store_result(const DecodeBlock& b, int row, int dim, int he
   }
 }
 
-// O = sum of o_i 2^(m_i - M) over sum of l_i 2^(m_i - M), M the largest m, i rising. Thread `thread` of `threads` takes every threads-th group of four
-// dims of rows [first_row, first_row + rows). A split without a visible key has m = kNegativeHuge and zeros: it adds nothing, exactly.
+// O = sum of o_i 2^(m_i - M) over sum of l_i 2^(m_i - M), M the largest m, i rising. Thread `thread` of `threads` takes every threads-th
+// group of four dims of rows [first_row, first_row + rows). A split without a visible key has m = kNegativeHuge and zeros: it adds nothing,
+// exactly.
 template <int HeadDim, class Partials>
 LAPIDARY_DEVICE void merge_splits(const DecodeBlock& b, const Partials& from, int first_row, int rows, int thread, int threads) {
-  constexpr int kBatch = 16;  // loads in flight per thread: 32 KiB per block, what the latency of L2 asks for at one SM's share of its bandwidth
+  constexpr int kBatch =
+      16;  // loads in flight per thread: 32 KiB per block, what the latency of L2 asks for at one SM's share of its bandwidth
   for (int i = thread; i < rows * (HeadDim / 4); i += threads) {
     const int row = first_row + i / (HeadDim / 4), dim = i % (HeadDim / 4) * 4;
     float most = kNegativeHuge;

@@ -21,7 +21,9 @@ LAPIDARY_DEVICE void for_flat(int64_t count, Visit visit) {
   }
 }
 LAPIDARY_DEVICE F32x4 load_flat4(const float* p, int64_t i, int n, bool vectorize) { return load_row4(p + i, 0, n, vectorize && n == 4); }
-LAPIDARY_DEVICE void store_flat4(float* p, int64_t i, int n, bool vectorize, const F32x4& v) { store_row4(p + i, 0, n, vectorize && n == 4, v); }
+LAPIDARY_DEVICE void store_flat4(float* p, int64_t i, int n, bool vectorize, const F32x4& v) {
+  store_row4(p + i, 0, n, vectorize && n == 4, v);
+}
 
 struct AddKernel {
   using Params = AddParams;

@@ -1,5 +1,5 @@
-// GeGLU: gelu_tanh(gate) * up, rounded or quantised. A block owns a span of one row (all of it when the row's own scale is wanted), a thread
-// every Threads-th group of four channels of it.
+// GeGLU: gelu_tanh(gate) * up, rounded or quantised. A block owns a span of one row (all of it when the row's own scale is wanted), a
+// thread every Threads-th group of four channels of it.
 #pragma once
 
 #include "cuda/kernels/accurate_math.cuh"
@@ -18,7 +18,8 @@ struct GegluRow {
   LAPIDARY_DEVICE F32x4 operator()(int i) const {
     // Interleaved by 8: channel c lies at c / 8 * 16 + c % 8, its up 8 further; a group of four never crosses a block of 8.
     const int at = interleaved ? i / 8 * 16 + i % 8 : i, dim = interleaved ? 2 * ffn : ffn;
-    const F32x4 g = load_row4(gate, at, dim, vectorize), u = interleaved ? load_row4(gate, at + 8, dim, vectorize) : load_row4(up, at, dim, vectorize);
+    const F32x4 g = load_row4(gate, at, dim, vectorize),
+                u = interleaved ? load_row4(gate, at + 8, dim, vectorize) : load_row4(up, at, dim, vectorize);
     F32x4 y;
     LAPIDARY_UNROLL
     for (int e = 0; e < 4; ++e) y[e] = gelu_accurate(g[e]) * u[e];
@@ -40,7 +41,8 @@ struct GegluKernel {
     const int spans = row_spans(p.out, p.ffn);
     const int64_t row = block_x() / spans;
     const int span = block_x() % spans;
-    const GegluRow value = {p.gate + row * p.ffn * (p.interleaved ? 2 : 1), p.up + (p.interleaved ? 0 : row * p.ffn), p.ffn, p.interleaved, vectorize};
+    const GegluRow value = {p.gate + row * p.ffn * (p.interleaved ? 2 : 1), p.up + (p.interleaved ? 0 : row * p.ffn), p.ffn, p.interleaved,
+                            vectorize};
     if (spans == 1) return write_act_row<kThreads>(p.out, row, p.ffn, vectorize, value, reinterpret_cast<float*>(smem));
     const int first = span * kRowSpan, end = first + kRowSpan < p.ffn ? first + kRowSpan : p.ffn;
     write_act_span<kThreads>(p.out, row, first, end, p.ffn, vectorize, value, known_inverse(p.out, row));

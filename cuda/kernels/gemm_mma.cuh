@@ -7,8 +7,9 @@
 //   shared memory, one stage: rows of x (tile.m), then rows of w (tile.n), k_bytes each, swizzled (swizzle.cuh): the eight rows of an
 //   ldmatrix fall into different banks.
 //
-// Rows past m or n and bytes past k are zeros in shared memory. Refuses k that is not a multiple of 16 bytes. Registers: table in the
-// launcher's tests.
+// Rows past m or n and bytes past k are zeros in shared memory. Refuses k that is not a multiple of 16 bytes. Registers on sm_80, int8: 102
+// to 116 for 16 x 32 and 32 x 32 warps, 236 for 64 x 64; bf16: 118 to 148, 218 for 64 x 32. Bytes in flight: all stages but one, 48 to 72
+// KB.
 #pragma once
 
 #include "cuda/kernels/epilogues.cuh"

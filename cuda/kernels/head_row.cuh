@@ -1,5 +1,5 @@
-// One head of one token in the registers of a warp: load, QK-norm, RoPE, and the ways it is stored. The row kernel and the prologue of the fused
-// decode attention call the same functions, so a head has the same bits whichever way it is prepared.
+// One head of one token in the registers of a warp: load, QK-norm, RoPE, and the ways it is stored. The row kernel and the prologue of the
+// fused decode attention call the same functions, so a head has the same bits whichever way it is prepared.
 #pragma once
 
 #include "cuda/api/qk_rope_append.h"
@@ -8,8 +8,8 @@
 
 namespace lapidary::cuda {
 
-// A lane holds up to four pairs (j, j + head_dim / 2) that RoPE rotates: j = 4 lane .. 4 lane + 3 when Wide (head_dim a multiple of 8, everything
-// aligned to 16 bytes), else j = lane, lane + 32, lane + 64, lane + 96. head_dim up to 256. Pairs that do not exist are zeros.
+// A lane holds up to four pairs (j, j + head_dim / 2) that RoPE rotates: j = 4 lane .. 4 lane + 3 when Wide (head_dim a multiple of 8,
+// everything aligned to 16 bytes), else j = lane, lane + 32, lane + 64, lane + 96. head_dim up to 256. Pairs that do not exist are zeros.
 template <bool Wide>
 struct HeadRow {
   float low[4], high[4];  // elements j, elements j + head_dim / 2

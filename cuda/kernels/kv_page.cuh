@@ -7,7 +7,9 @@
 namespace lapidary::cuda {
 
 template <KvType Kv>
-inline constexpr int kKvBytes = Kv == KvType::f32 ? 4 : Kv == KvType::bf16 ? 2 : 1;  // of one element
+inline constexpr int kKvBytes = Kv == KvType::f32    ? 4
+                                : Kv == KvType::bf16 ? 2
+                                                     : 1;  // of one element
 
 // Bytes from a page's beginning. One KV head's 64 rows of keys are contiguous, and so are its values and its scales.
 template <KvType Kv>
@@ -18,12 +20,15 @@ struct KvPage {
     return static_cast<int64_t>(kv_head * kPageTokens + row) * head_dim * kKvBytes<Kv>;
   }
   LAPIDARY_HOST_DEVICE int64_t values(int kv_head, int row = 0) const { return keys(num_kv_heads + kv_head, row); }
-  LAPIDARY_HOST_DEVICE int64_t key_scales(int kv_head, int row = 0) const { return keys(2 * num_kv_heads) + (kv_head * kPageTokens + row) * 4; }
+  LAPIDARY_HOST_DEVICE int64_t key_scales(int kv_head, int row = 0) const {
+    return keys(2 * num_kv_heads) + (kv_head * kPageTokens + row) * 4;
+  }
   LAPIDARY_HOST_DEVICE int64_t value_scales(int kv_head, int row = 0) const { return key_scales(num_kv_heads + kv_head, row); }
 };
 
 LAPIDARY_DEVICE AttentionSequence load_sequence(const AttentionSequence* s) {
-  return {load_readonly(&s->first_row), load_readonly(&s->rows), load_readonly(&s->first_pos), load_readonly(&s->num_pages), load_readonly(&s->pages)};
+  return {load_readonly(&s->first_row), load_readonly(&s->rows), load_readonly(&s->first_pos), load_readonly(&s->num_pages),
+          load_readonly(&s->pages)};
 }
 
 // The page of positions [64 block, 64 block + 64). Kernels that append write through it.

@@ -52,7 +52,8 @@ struct ZeroPagesKernel {
   static LAPIDARY_HOST_DEVICE int spans(const Params& p) { return static_cast<int>(ceil_div(p.page_bytes, kPageSpan)); }
 };
 
-// A block owns one position: keys, values and scales of all its heads, in units of U (the widest that divides a head's row and the addresses).
+// A block owns one position: keys, values and scales of all its heads, in units of U (the widest that divides a head's row and the
+// addresses).
 template <class U, bool Export>
 struct KvRowsKernel {
   using Params = KvRowsParams;

@@ -31,8 +31,8 @@ LAPIDARY_DEVICE TokenPlace place_of_token(const AttentionSequence* sequences, in
   return {};
 }
 
-// A warp owns one head of one token: a query, a key or a value; a block eight of them. Memory-bound: a row is read once and written once (a query
-// twice with a second rotation). Heads of a token are neighbouring warps: queries, then keys, then values.
+// A warp owns one head of one token: a query, a key or a value; a block eight of them. Memory-bound: a row is read once and written once (a
+// query twice with a second rotation). Heads of a token are neighbouring warps: queries, then keys, then values.
 template <KvType Kv, bool Wide>
 struct QkRopeAppendKernel {
   using Params = QkRopeAppendParams;
@@ -41,7 +41,9 @@ struct QkRopeAppendKernel {
   static constexpr int kThreads = 256, kBlocksPerSm = 4;
   static constexpr int kWarps = kThreads / kWarp;
 
-  static LAPIDARY_HOST_DEVICE int heads_of_token(const Params& p) { return (p.rows.q ? p.num_heads : 0) + (p.rows.k ? 2 * p.num_kv_heads : 0); }
+  static LAPIDARY_HOST_DEVICE int heads_of_token(const Params& p) {
+    return (p.rows.q ? p.num_heads : 0) + (p.rows.k ? 2 * p.num_kv_heads : 0);
+  }
 
   static LAPIDARY_DEVICE void run(const Params& p, std::byte*) {
     const int heads = heads_of_token(p);
@@ -59,14 +61,17 @@ struct QkRopeAppendKernel {
   }
 
   static LAPIDARY_DEVICE void query(const Params& p, int token, int head) {
-    finish_query(p, HeadRow<Wide>::load(p.rows.q + token * p.rows.q_stride + static_cast<int64_t>(head) * p.head_dim, p.head_dim), token, head);
+    finish_query(p, HeadRow<Wide>::load(p.rows.q + token * p.rows.q_stride + static_cast<int64_t>(head) * p.head_dim, p.head_dim), token,
+                 head);
   }
 
   // `row`: the projection, by a whole warp.
   static LAPIDARY_DEVICE void finish_query(const Params& p, HeadRow<Wide> row, int token, int head) {
     row.norm(p.rows.q_norm, p.head_dim);
-    const int64_t angles = static_cast<int64_t>(token) * (p.head_dim / 2), at = (static_cast<int64_t>(token) * p.num_heads + head) * p.head_dim;
-    if (p.q_prefix_out != nullptr) store_query(p, row.rotated(p.rows.prefix_cos + angles, p.rows.prefix_sin + angles, p.head_dim), p.q_prefix_out, at);
+    const int64_t angles = static_cast<int64_t>(token) * (p.head_dim / 2),
+                  at = (static_cast<int64_t>(token) * p.num_heads + head) * p.head_dim;
+    if (p.q_prefix_out != nullptr)
+      store_query(p, row.rotated(p.rows.prefix_cos + angles, p.rows.prefix_sin + angles, p.head_dim), p.q_prefix_out, at);
     if (p.rows.cos != nullptr) row = row.rotated(p.rows.cos + angles, p.rows.sin + angles, p.head_dim);
     store_query(p, row, p.q_out, at);
   }
@@ -89,7 +94,8 @@ struct QkRopeAppendKernel {
   }
 
   // `row`: the projection, by a whole warp; `place`: where the token stands in its sequence.
-  static LAPIDARY_DEVICE void finish_append(const Params& p, HeadRow<Wide> row, const TokenPlace& place, int token, int kv_head, bool value) {
+  static LAPIDARY_DEVICE void finish_append(const Params& p, HeadRow<Wide> row, const TokenPlace& place, int token, int kv_head,
+                                            bool value) {
     if (!value) {
       row.norm(p.rows.k_norm, p.head_dim);
       const int64_t angles = static_cast<int64_t>(token) * (p.head_dim / 2);
@@ -99,7 +105,7 @@ struct QkRopeAppendKernel {
     const KvPage<Kv> layout = {p.num_kv_heads, p.head_dim};
     const int slot = place.position % kPageTokens;
     store_row<Kv>(row, page + (value ? layout.values(kv_head, slot) : layout.keys(kv_head, slot)),
-                     page + (value ? layout.value_scales(kv_head, slot) : layout.key_scales(kv_head, slot)), p.head_dim);
+                  page + (value ? layout.value_scales(kv_head, slot) : layout.key_scales(kv_head, slot)), p.head_dim);
   }
 };
 

@@ -1,5 +1,5 @@
-// RMSNorm of rows, alone and at the seam between two branches of a layer. A block owns one row; a thread owns every Threads-th group of four
-// elements, from the first pass to the last (row_ops.cuh), so only the reductions need barriers.
+// RMSNorm of rows, alone and at the seam between two branches of a layer. A block owns one row; a thread owns every Threads-th group of
+// four elements, from the first pass to the last (row_ops.cuh), so only the reductions need barriers.
 #pragma once
 
 #include "cuda/kernels/row_ops.cuh"
@@ -7,8 +7,8 @@
 
 namespace lapidary::cuda {
 
-// The longest row that is kept in shared memory between passes: with the scratch, within the 48 KiB that need no opt-in. Longer rows are read
-// again from where they are.
+// The longest row that is kept in shared memory between passes: with the scratch, within the 48 KiB that need no opt-in. Longer rows are
+// read again from where they are.
 inline constexpr int kSharedRowDim = (48 * 1024 - kRowSlots * static_cast<int>(sizeof(float))) / static_cast<int>(sizeof(float));
 
 inline constexpr size_t row_smem_bytes(bool shared, int dim) {
@@ -42,7 +42,8 @@ struct RmsNormKernel {
   }
 };
 
-// Pipeline: sum of squares of the branch -> x + post_norm(branch), written, and its sum of squares -> int8 per row: largest magnitude -> write.
+// Pipeline: sum of squares of the branch -> x + post_norm(branch), written, and its sum of squares -> int8 per row: largest magnitude ->
+// write.
 template <int Threads, bool Shared>
 struct AddNormKernel {
   using Params = AddNormParams;
@@ -63,7 +64,8 @@ struct AddNormKernel {
       store_row4(x, i, p.dim, vectorize, v);
       if constexpr (Shared) buffer.store(i, v);
     };
-    const float inverse = residual_row<Threads>({x, p.branch + row * p.dim, p.post_weight, p.offset, p.eps, p.dim, vectorize}, keep, scratch);
+    const float inverse =
+        residual_row<Threads>({x, p.branch + row * p.dim, p.post_weight, p.offset, p.eps, p.dim, vectorize}, keep, scratch);
     if (!p.next_weight) return;
     const auto value = [&](int i) { return normed4(buffer.load(i), inverse, load_row4(p.next_weight, i, p.dim, vectorize), p.offset); };
     write_act_row<Threads>(p.out, row, p.dim, vectorize, value, scratch);

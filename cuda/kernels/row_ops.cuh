@@ -1,5 +1,5 @@
-// What a block does with one row: load, sum of squares, RMS norm, largest magnitude, int8. Row kernels and the prologues of the skinny products
-// call the same functions, so a row has the same bits wherever it is normed or quantised.
+// What a block does with one row: load, sum of squares, RMS norm, largest magnitude, int8. Row kernels and the prologues of the skinny
+// products call the same functions, so a row has the same bits wherever it is normed or quantised.
 //
 // Order of a sum over a row, whatever the number of threads: the row is cut in chunks of 128 elements, lane l of a warp takes elements
 // 4l .. 4l + 3 of a chunk in rising order; chunk c belongs to slot c % 16, a slot's lanes run on from chunk to chunk; the 32 lanes of a
@@ -74,8 +74,8 @@ LAPIDARY_DEVICE float absmax4(const F32x4& v, float most) {
   return max_f32(max_f32(max_f32(abs_f32(v[0]), abs_f32(v[1])), max_f32(abs_f32(v[2]), abs_f32(v[3]))), most);
 }
 
-// Calls visit(i) for every group of four elements that this thread owns, in rising order. All functions here share this ownership, so what a
-// thread stores for a row needs no barrier before the same thread reads it.
+// Calls visit(i) for every group of four elements that this thread owns, in rising order. All functions here share this ownership, so what
+// a thread stores for a row needs no barrier before the same thread reads it.
 template <int Threads, class Visit>
 LAPIDARY_DEVICE void for_row(int dim, Visit visit) {
   for (int i = thread_index() * 4; i < dim; i += Threads * 4) visit(i);
@@ -180,10 +180,11 @@ LAPIDARY_HOST_DEVICE int row_spans(const ActOut& out, int dim) {
   return out.type == ActType::int8 && out.scaling == ActScaling::per_row ? 1 : ceil_div(dim, kRowSpan);
 }
 
-// Writes elements [first, end) of a row of act elements given by value(i) (f32), whose scale, for int8, is known. `row` is the row's number,
-// first a multiple of 4, end one too or dim.
+// Writes elements [first, end) of a row of act elements given by value(i) (f32), whose scale, for int8, is known. `row` is the row's
+// number, first a multiple of 4, end one too or dim.
 template <int Threads, class Value>
-LAPIDARY_DEVICE void write_act_span(const ActOut& out, int64_t row, int first, int end, int dim, bool vectorize, Value value, float inverse) {
+LAPIDARY_DEVICE void write_act_span(const ActOut& out, int64_t row, int first, int end, int dim, bool vectorize, Value value,
+                                    float inverse) {
   const int64_t at = row * dim;
   const int begin = first + thread_index() * 4;
   if (out.type == ActType::int8) {

@@ -1,4 +1,5 @@
-// The sampler's second and third launch: weights of the tokens, the candidates that top-k, top-p and the likeliest tokens are chosen from, the draw.
+// The sampler's second and third launch: weights of the tokens, the candidates that top-k, top-p and the likeliest tokens are chosen from,
+// the draw.
 #pragma once
 
 #include "cuda/kernels/sampling_scan.cuh"
@@ -72,7 +73,8 @@ struct SampleWeighKernel {
   static LAPIDARY_DEVICE void draw_plain(const RowView& v, const SampleState& state, int unit_bits, DrawSmem* s) {
     const int chunks = v.k.chunks;
     const auto mass = [&](int c) { return load_coherent(v.k.mass + v.chunk_at(c)); };
-    const uint64_t target = sampling::draw_target(sampling::draw_bits(v.settings.seed, v.settings.counter), sum_items(chunks, mass, &s->select));
+    const uint64_t target =
+        sampling::draw_target(sampling::draw_bits(v.settings.seed, v.settings.counter), sum_items(chunks, mass, &s->select));
     // The chunk: rounds of four per thread; then the token within it.
     uint64_t before = 0;
     BinFound chunk = {0, 0, false};
@@ -187,7 +189,8 @@ struct SampleWeighKernel {
     }
     const int64_t at = static_cast<int64_t>(v.row) * v.k.p.top_stride + place;
     store_global(v.k.p.top_ids + at, id);
-    store_global(v.k.p.top_logprobs + at, static_cast<float>(static_cast<double>(load_global(v.raw() + id)) - state.raw_top - state.log_sum));
+    store_global(v.k.p.top_logprobs + at,
+                 static_cast<float>(static_cast<double>(load_global(v.raw() + id)) - state.raw_top - state.log_sum));
   }
 };
 

@@ -14,28 +14,28 @@ inline constexpr float kExcluded = -kInfinity;  // the logit of a token that can
 
 // What a row still knows after the scan.
 struct alignas(16) SampleState {
-  float top;                     // the largest adjusted logit
-  float raw_top;                 // the largest raw one
-  double log_sum;                // of exp(raw - raw_top); where log-probabilities are wanted
-  uint32_t top_k_bin, top_bin;   // coarse bins of the top_k-th adjusted and the top_logprobs-th raw logit
-  uint32_t nucleus_bin;          // coarse bin where top_p is reached
-  uint32_t drawing;              // 0: the row has its answer or an error
-  uint64_t total;                // units of all tokens (nucleus)
+  float top;                    // the largest adjusted logit
+  float raw_top;                // the largest raw one
+  double log_sum;               // of exp(raw - raw_top); where log-probabilities are wanted
+  uint32_t top_k_bin, top_bin;  // coarse bins of the top_k-th adjusted and the top_logprobs-th raw logit
+  uint32_t nucleus_bin;         // coarse bin where top_p is reached
+  uint32_t drawing;             // 0: the row has its answer or an error
+  uint64_t total;               // units of all tokens (nucleus)
 };
 static_assert(sizeof(SampleState) <= 64);
 
 struct SampleKernelParams {
   SampleParams p;
-  uint32_t* counters;   // [max_rows, kSampleCounters], zero between calls
-  uint32_t* bins;       // [max_rows, 4, kSampleBins], zero between calls
-  SampleState* state;   // [max_rows], 64 bytes apart
-  uint64_t* best;       // [rows, chunks]: likelihood key << 32 | id of the chunk's likeliest token
-  U32x2* bad;           // [rows, chunks]: first bad raw logit or ~0; whether an adjusted one is bad
-  F32x2* stats;         // [rows, chunks]: largest raw logit m, sum of exp(raw - m)
-  uint64_t* mass;       // [rows, chunks]: units
-  U32x2* list;          // [rows, room]: id and bits of the logit, candidates of the draw
-  U32x2* top_list;      // [rows, room]: the same of the likeliest raw logits
-  float* adjusted;      // [rows, vocab rounded up to 4]
+  uint32_t* counters;  // [max_rows, kSampleCounters], zero between calls
+  uint32_t* bins;      // [max_rows, 4, kSampleBins], zero between calls
+  SampleState* state;  // [max_rows], 64 bytes apart
+  uint64_t* best;      // [rows, chunks]: likelihood key << 32 | id of the chunk's likeliest token
+  U32x2* bad;          // [rows, chunks]: first bad raw logit or ~0; whether an adjusted one is bad
+  F32x2* stats;        // [rows, chunks]: largest raw logit m, sum of exp(raw - m)
+  uint64_t* mass;      // [rows, chunks]: units
+  U32x2* list;         // [rows, room]: id and bits of the logit, candidates of the draw
+  U32x2* top_list;     // [rows, room]: the same of the likeliest raw logits
+  float* adjusted;     // [rows, vocab rounded up to 4]
   int32_t chunks, room;
 };
 
@@ -70,7 +70,9 @@ struct RowView {
   int row;
   SampleRow settings;
 
-  LAPIDARY_DEVICE explicit RowView(const SampleKernelParams& params) : k(params), row(block_y()) { settings = load_row(k.p.settings + row); }
+  LAPIDARY_DEVICE explicit RowView(const SampleKernelParams& params) : k(params), row(block_y()) {
+    settings = load_row(k.p.settings + row);
+  }
   LAPIDARY_DEVICE const float* raw() const { return k.p.logits + row * k.p.stride; }
   LAPIDARY_DEVICE float* adjusted() const { return k.adjusted + static_cast<int64_t>(row) * round_up(k.p.vocab, 4); }
   // The logits that the draw sees.
@@ -100,7 +102,8 @@ LAPIDARY_DEVICE SampleState load_state(const RowView& v) {
   static_assert(sizeof(SampleState) % 16 == 0);
   U32x4 parts[sizeof(SampleState) / 16];
   LAPIDARY_UNROLL
-  for (int i = 0; i < static_cast<int>(sizeof(SampleState) / 16); ++i) parts[i] = load_coherent(reinterpret_cast<const U32x4*>(v.state()) + i);
+  for (int i = 0; i < static_cast<int>(sizeof(SampleState) / 16); ++i)
+    parts[i] = load_coherent(reinterpret_cast<const U32x4*>(v.state()) + i);
   memcpy(&s, parts, sizeof s);
   return s;
 }
@@ -128,8 +131,8 @@ LAPIDARY_DEVICE void write_error(const RowView& v, SampleError error, int id) {
   store_global(&out->logprob, 0.0f);
 }
 
-// The candidates of a search: a list that the blocks of a launch have made, held in shared memory when short, or every token of the row when
-// there were more than the list has room for.
+// The candidates of a search: a list that the blocks of a launch have made, held in shared memory when short, or every token of the row
+// when there were more than the list has room for.
 inline constexpr int kHeldCandidates = 2048;
 struct Token {
   int32_t id;
@@ -163,7 +166,8 @@ LAPIDARY_DEVICE Candidates take_candidates(const float* row, int vocab, const U3
 }
 
 // Appends this thread's first `count` of `items` to a list with `room`; all threads of the block. What does not fit is only counted.
-LAPIDARY_DEVICE void append_to_list(const U32x2 (&items)[4], const bool (&wanted)[4], U32x2* list, uint32_t* counter, int room, SelectSmem* s) {
+LAPIDARY_DEVICE void append_to_list(const U32x2 (&items)[4], const bool (&wanted)[4], U32x2* list, uint32_t* counter, int room,
+                                    SelectSmem* s) {
   uint64_t mine = 0, total;
   LAPIDARY_UNROLL
   for (int e = 0; e < 4; ++e) mine += wanted[e] ? 1 : 0;
@@ -209,8 +213,8 @@ LAPIDARY_DEVICE Cut cut_among_equals(const Candidates& tokens, uint32_t key, uin
   return {key, last.found ? ids.id(last.key) : kLastId};
 }
 
-// Top-k, top-p and min-p over candidates that hold every token the filters keep, and one draw. total: the units before top-p, 0 when that is the
-// sum over the candidates after top-k. All threads; thread 0 writes.
+// Top-k, top-p and min-p over candidates that hold every token the filters keep, and one draw. total: the units before top-p, 0 when that
+// is the sum over the candidates after top-k. All threads; thread 0 writes.
 LAPIDARY_DEVICE void finish_draw(const RowView& v, const SampleState& state, const Candidates& tokens, uint64_t total, SelectSmem* s) {
   const SampleRow& row = v.settings;
   const int unit_bits = sampling::unit_bits(v.k.p.vocab);

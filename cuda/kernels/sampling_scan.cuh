@@ -1,5 +1,5 @@
-// The sampler's first launch: bias, penalties and mask, the likeliest token, what log-probabilities need, and coarse histograms for top-k. Greedy
-// rows end here.
+// The sampler's first launch: bias, penalties and mask, the likeliest token, what log-probabilities need, and coarse histograms for top-k.
+// Greedy rows end here.
 #pragma once
 
 #include "cuda/kernels/accurate_math.cuh"
@@ -8,9 +8,9 @@
 namespace lapidary::cuda {
 
 // Block (x, y) owns chunk x of row y, a thread four neighbouring logits. The last block of a row combines its chunks.
-// load -> adjust (in shared memory where there is a bias list) -> reductions and histograms -> partials; last block: partials -> state or token.
-// The counts of penalised tokens are made anew in every block from the whole history: of the 128 blocks of a 262,144-token row each reads it
-// once from L2, 4 bytes a token, which needs no memory or clearing between calls.
+// load -> adjust (in shared memory where there is a bias list) -> reductions and histograms -> partials; last block: partials -> state or
+// token. The counts of penalised tokens are made anew in every block from the whole history: of the 128 blocks of a 262,144-token row each
+// reads it once from L2, 4 bytes a token, which needs no memory or clearing between calls.
 struct SampleScanKernel {
   using Params = SampleKernelParams;
   static constexpr const char* kName = "sample_scan";
@@ -21,8 +21,12 @@ struct SampleScanKernel {
   struct alignas(16) Smem {
     float z[kSampleChunk];
     union {
-      struct { uint32_t seen[kSampleChunk], made[kSampleChunk]; };  // times in the history, times generated
-      struct { uint32_t top_k[kSampleBins], top[kSampleBins]; };    // coarse histograms
+      struct {
+        uint32_t seen[kSampleChunk], made[kSampleChunk];
+      };  // times in the history, times generated
+      struct {
+        uint32_t top_k[kSampleBins], top[kSampleBins];
+      };  // coarse histograms
     };
     uint64_t scratch[kThreads / kWarp];
     SelectSmem select;
@@ -127,7 +131,8 @@ struct SampleScanKernel {
         if (i >= row.prompt_tokens) atomic_add_shared(s->made + at, 1u);
       }
       sync_threads();
-      const U32x4 seen = load_shared(reinterpret_cast<const U32x4*>(s->seen + mine)), made = load_shared(reinterpret_cast<const U32x4*>(s->made + mine));
+      const U32x4 seen = load_shared(reinterpret_cast<const U32x4*>(s->seen + mine)),
+                  made = load_shared(reinterpret_cast<const U32x4*>(s->made + mine));
       LAPIDARY_UNROLL
       for (int e = 0; e < 4; ++e) {
         if (row.repetition_penalty != 1 && seen[e] > 0) z[e] = sampling::repeated(z[e], row.repetition_penalty);

@@ -1,5 +1,6 @@
-// Selection without sorting: by three radix steps a block finds where a running sum over items in the order of their keys passes a target. The
-// sums are of whole numbers, so the answer does not depend on who adds what when. Top-k, top-p, ties and the draw itself are all this search.
+// Selection without sorting: by three radix steps a block finds where a running sum over items in the order of their keys passes a target.
+// The sums are of whole numbers, so the answer does not depend on who adds what when. Top-k, top-p, ties and the draw itself are all this
+// search.
 #pragma once
 
 #include "cuda/api/sampling.h"
@@ -86,8 +87,8 @@ struct Measured {
   uint32_t key;
   uint64_t measure;
 };
-// Over n items item(i) -> Measured: the lowest key such that the measures of keys up to it sum to more than `target`. Only the high `bits` of
-// keys are used, at least one. All threads of the block, with the same arguments; every thread gets the answer.
+// Over n items item(i) -> Measured: the lowest key such that the measures of keys up to it sum to more than `target`. Only the high `bits`
+// of keys are used, at least one. All threads of the block, with the same arguments; every thread gets the answer.
 template <class Item>
 LAPIDARY_DEVICE Selected select(int n, Item item, int bits, uint64_t target, SelectSmem* s) {
   constexpr int kStep = 11;
@@ -105,7 +106,8 @@ LAPIDARY_DEVICE Selected select(int n, Item item, int bits, uint64_t target, Sel
       add_to_bin(s->low, s->high, static_cast<int>(m.key >> shift & mask), m.measure);
     }
     sync_threads();
-    const U32x4 low = load_shared(reinterpret_cast<const U32x4*>(s->low) + thread_index()), high = load_shared(reinterpret_cast<const U32x4*>(s->high) + thread_index());
+    const U32x4 low = load_shared(reinterpret_cast<const U32x4*>(s->low) + thread_index()),
+                high = load_shared(reinterpret_cast<const U32x4*>(s->high) + thread_index());
     uint64_t mine[kBinsPerThread];
     LAPIDARY_UNROLL
     for (int b = 0; b < kBinsPerThread; ++b) mine[b] = static_cast<uint64_t>(high[b]) << 32 | low[b];
@@ -127,8 +129,8 @@ LAPIDARY_DEVICE uint64_t sum_items(int n, Value value, SelectSmem* s) {
   return total;
 }
 
-// Whether this block is the last of `blocks` to come here, all of whose earlier writes it may then read with load_coherent. Leaves the counter
-// zero.
+// Whether this block is the last of `blocks` to come here, all of whose earlier writes it may then read with load_coherent. Leaves the
+// counter zero.
 LAPIDARY_DEVICE bool last_block(uint32_t* counter, int blocks, uint32_t* flag) {
   fence_device();
   sync_threads();

@@ -1,6 +1,5 @@
 // Launcher of decode attention: plan, choice of the instance, grid.
 #include "cuda/api/launchers.h"
-
 #include "cuda/kernels/attention_decode.cuh"
 #include "cuda/primitives/launch.cuh"
 
@@ -13,15 +12,19 @@ Status start(const DecodeParams& p, const LaunchContext& context) {
   using Kernel = AttentionDecodeKernel<HeadDim, Kv, Columns>;
   const AttentionCommon& c = p.problem.common;
   const AttentionDecodePlan& plan = p.plan;
-  return launch<Kernel>({plan.splits, c.num_kv_heads * plan.row_groups, c.num_sequences, plan.cluster ? plan.splits : 1, Kernel::kSmemBytes}, p, context);
+  return launch<Kernel>(
+      {plan.splits, c.num_kv_heads * plan.row_groups, c.num_sequences, plan.cluster ? plan.splits : 1, Kernel::kSmemBytes}, p, context);
 }
 
 template <int HeadDim, KvType Kv>
 Status start_columns(const DecodeParams& p, const LaunchContext& context) {
   switch (p.plan.columns) {
-    case 1: return start<HeadDim, Kv, 1>(p, context);
-    case 2: return start<HeadDim, Kv, 2>(p, context);
-    case 4: return start<HeadDim, Kv, 4>(p, context);
+    case 1:
+      return start<HeadDim, Kv, 1>(p, context);
+    case 2:
+      return start<HeadDim, Kv, 2>(p, context);
+    case 4:
+      return start<HeadDim, Kv, 4>(p, context);
   }
   return Status::refused("attention_decode", "no instance has this many rows");
 }
@@ -29,10 +32,14 @@ Status start_columns(const DecodeParams& p, const LaunchContext& context) {
 template <KvType Kv>
 Status start_head_dim(const DecodeParams& p, const LaunchContext& context) {
   switch (p.problem.common.head_dim) {
-    case 32: return start_columns<32, Kv>(p, context);
-    case 64: return start_columns<64, Kv>(p, context);
-    case 128: return start_columns<128, Kv>(p, context);
-    case 256: return start_columns<256, Kv>(p, context);
+    case 32:
+      return start_columns<32, Kv>(p, context);
+    case 64:
+      return start_columns<64, Kv>(p, context);
+    case 128:
+      return start_columns<128, Kv>(p, context);
+    case 256:
+      return start_columns<256, Kv>(p, context);
   }
   return Status::refused("attention_decode", "no instance has this head_dim");
 }
@@ -51,8 +58,10 @@ const char* why_not_pointers(const AttentionDecodeParams& p, const AttentionDeco
   }
   if (!aligned(p.q) || !aligned(p.q_prefix) || !aligned(p.out)) return "q, q_prefix and out must begin on 16 bytes";
   if (p.common.prefix_tokens > 0 && (!p.common.prefix_k || !p.common.prefix_v)) return "the prefix has no keys or values";
-  if (p.common.prefix_tokens > 0 && (!aligned(p.common.prefix_k) || !aligned(p.common.prefix_v))) return "the prefix must begin on 16 bytes";
-  if (!plan.cluster && plan.splits > 1 && (!p.partials || !aligned(p.partials) || !p.counters)) return "several splits need partials (on 16 bytes) and counters";
+  if (p.common.prefix_tokens > 0 && (!aligned(p.common.prefix_k) || !aligned(p.common.prefix_v)))
+    return "the prefix must begin on 16 bytes";
+  if (!plan.cluster && plan.splits > 1 && (!p.partials || !aligned(p.partials) || !p.counters))
+    return "several splits need partials (on 16 bytes) and counters";
   return nullptr;
 }
 

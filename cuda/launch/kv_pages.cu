@@ -1,6 +1,5 @@
 // Launchers for pages of the KV cache.
 #include "cuda/api/launchers.h"
-
 #include "cuda/kernels/kv_pages.cuh"
 #include "cuda/primitives/launch.cuh"
 

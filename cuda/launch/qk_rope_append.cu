@@ -1,6 +1,5 @@
 // Launchers of the row kernel before prefill attention: QK-norm, RoPE and append; append alone.
 #include "cuda/api/launchers.h"
-
 #include "cuda/kernels/qk_rope_append.cuh"
 #include "cuda/primitives/launch.cuh"
 
@@ -25,10 +24,11 @@ Status start(const QkRopeAppendParams& p, bool wide, const LaunchContext& contex
 bool rows_are_wide(const QkRopeAppendParams& p) {
   const QkvRows& r = p.rows;
   uintptr_t bits = 0;
-  for (const void* pointer : {static_cast<const void*>(r.q), static_cast<const void*>(r.k), static_cast<const void*>(r.v),
-                              static_cast<const void*>(r.q_norm.weight), static_cast<const void*>(r.k_norm.weight), static_cast<const void*>(r.cos),
-                              static_cast<const void*>(r.sin), static_cast<const void*>(r.prefix_cos), static_cast<const void*>(r.prefix_sin),
-                              static_cast<const void*>(p.q_out), static_cast<const void*>(p.q_prefix_out)})
+  for (const void* pointer :
+       {static_cast<const void*>(r.q), static_cast<const void*>(r.k), static_cast<const void*>(r.v),
+        static_cast<const void*>(r.q_norm.weight), static_cast<const void*>(r.k_norm.weight), static_cast<const void*>(r.cos),
+        static_cast<const void*>(r.sin), static_cast<const void*>(r.prefix_cos), static_cast<const void*>(r.prefix_sin),
+        static_cast<const void*>(p.q_out), static_cast<const void*>(p.q_prefix_out)})
     bits |= reinterpret_cast<uintptr_t>(pointer);
   return bits % 16 == 0 && r.q_stride % 4 == 0 && r.k_stride % 4 == 0 && r.v_stride % 4 == 0 && p.head_dim % 8 == 0;
 }
@@ -39,9 +39,12 @@ Status qk_rope_append(const QkRopeAppendParams& p, const LaunchContext& context)
   if (const char* reason = why_not_qk_rope_append(p)) return Status::refused("qk_rope_append", reason);
   const bool wide = rows_are_wide(p);
   switch (p.kv_type) {
-    case KvType::f32: return start<KvType::f32>(p, wide, context);
-    case KvType::bf16: return start<KvType::bf16>(p, wide, context);
-    case KvType::int8: return start<KvType::int8>(p, wide, context);
+    case KvType::f32:
+      return start<KvType::f32>(p, wide, context);
+    case KvType::bf16:
+      return start<KvType::bf16>(p, wide, context);
+    case KvType::int8:
+      return start<KvType::int8>(p, wide, context);
   }
   return Status::refused("qk_rope_append", "the cache is f32, bf16 or int8");
 }

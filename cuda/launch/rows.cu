@@ -1,6 +1,5 @@
 // Launchers of the row and elementwise kernels.
 #include "cuda/api/launchers.h"
-
 #include "cuda/kernels/elementwise.cuh"
 #include "cuda/kernels/geglu.cuh"
 #include "cuda/kernels/quantize.cuh"
@@ -36,13 +35,15 @@ Status add_norm(const AddNormParams& p, const LaunchContext& context) {
 
 Status geglu(const GegluParams& p, const LaunchContext& context) {
   if (!supports_geglu(p, *context.device)) {
-    return Status::refused("geglu", "ffn must be positive, interleaved a multiple of 8 and without `up`, and an int8 output needs its scale");
+    return Status::refused("geglu",
+                           "ffn must be positive, interleaved a multiple of 8 and without `up`, and an int8 output needs its scale");
   }
   return launch<GegluKernel>({static_cast<int64_t>(p.rows) * row_spans(p.out, p.ffn), 1, 1, 1, GegluKernel::kSmemBytes}, p, context);
 }
 
 Status quantize(const QuantizeParams& p, const LaunchContext& context) {
-  if (!supports_quantize(p, *context.device)) return Status::refused("quantize", "dim must be positive, the input f32 or bf16, and an int8 output needs its scale");
+  if (!supports_quantize(p, *context.device))
+    return Status::refused("quantize", "dim must be positive, the input f32 or bf16, and an int8 output needs its scale");
   const Grid grid = {static_cast<int64_t>(p.rows) * row_spans(p.out, p.dim), 1, 1, 1, QuantizeKernel<float>::kSmemBytes};
   return p.in_type == ActType::bf16 ? launch<QuantizeKernel<BFloat16>>(grid, p, context) : launch<QuantizeKernel<float>>(grid, p, context);
 }
@@ -50,7 +51,8 @@ Status quantize(const QuantizeParams& p, const LaunchContext& context) {
 Status row_absmax(const RowAbsmaxParams& p, const LaunchContext& context) {
   if (!supports_row_absmax(p, *context.device)) return Status::refused("row_absmax", "dim must be positive and the input f32 or bf16");
   const Grid grid = {p.rows, 1, 1, 1, RowAbsmaxKernel<float>::kSmemBytes};
-  return p.in_type == ActType::bf16 ? launch<RowAbsmaxKernel<BFloat16>>(grid, p, context) : launch<RowAbsmaxKernel<float>>(grid, p, context);
+  return p.in_type == ActType::bf16 ? launch<RowAbsmaxKernel<BFloat16>>(grid, p, context)
+                                    : launch<RowAbsmaxKernel<float>>(grid, p, context);
 }
 
 Status sequence_scales(const SequenceScalesParams& p, const LaunchContext& context) {

@@ -1,6 +1,5 @@
 // Launcher of the device sampler: one launch for greedy rows, two with draws, three where a row has top-p without top-k.
 #include "cuda/api/launchers.h"
-
 #include "cuda/kernels/sampling_draw.cuh"
 #include "cuda/kernels/sampling_scan.cuh"
 #include "cuda/primitives/launch.cuh"
@@ -8,7 +7,8 @@
 namespace lapidary::cuda {
 
 Status sample(const SampleParams& p, const LaunchContext& context) {
-  if (!supports_sample(p, *context.device)) return Status::refused("sample", "rows, vocab or top_logprobs are outside of what the sampler takes");
+  if (!supports_sample(p, *context.device))
+    return Status::refused("sample", "rows, vocab or top_logprobs are outside of what the sampler takes");
   if (p.rows == 0) return {};
   const SampleLayout l = sample_layout(p.max_rows, p.vocab);
   std::byte* w = static_cast<std::byte*>(p.workspace);

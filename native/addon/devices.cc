@@ -1,4 +1,4 @@
-// devices and version: what this machine can compute on, described.
+// devices, cpuPeaks and version: what this machine can compute on, described and measured.
 #include <algorithm>
 #include <cstdint>
 #include <fstream>
@@ -18,8 +18,11 @@
 #include <sys/sysctl.h>
 #endif
 
+#include "addon/ops_tensor.h"
+#include "addon/promise_worker.h"
 #include "addon/results.h"
 #include "cpu/backend.h"
+#include "cpu/probe.h"
 #include "cuda/backend.h"
 
 namespace lapidary::addon {
@@ -123,6 +126,27 @@ napi_value list_devices(const Napi::CallbackInfo& info) {
   list.Set(0u, device_object(env, cpu_facts()));
   list.Set(1u, device_object(env, cuda_facts()));
   return list;
+}
+
+// cpuPeaks(seconds): Promise<{ bandwidth, f32, int8, bf16, cacheBytes }>, 0 for what is not there.
+napi_value cpu_peaks(const Napi::CallbackInfo& info) {
+  const double seconds = to_number(info[0], "seconds");
+  auto work = [seconds] {
+    // The backend of lapidary/ops has the same threads: not both at once.
+    const std::shared_ptr<OpsDevice> device = OpsDevice::open("cpu");
+    const std::lock_guard lock(device->mutex);
+    return cpu::measure_peaks(cpu::select_kernels(), {.seconds = seconds, .memory_bytes = memory_bytes()});
+  };
+  auto wrap = [](Napi::Env env, const cpu::Peaks& peaks) -> napi_value {
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("bandwidth", peaks.bandwidth);
+    object.Set("f32", peaks.f32);
+    object.Set("int8", peaks.int8);
+    object.Set("bf16", peaks.bf16);
+    object.Set("cacheBytes", static_cast<double>(peaks.cache_bytes));
+    return object;
+  };
+  return promise_work(info.Env(), "lapidary peaks", std::move(work), std::move(wrap));
 }
 
 napi_value version(const Napi::CallbackInfo& info) { return text(info.Env(), LAPIDARY_VERSION); }

@@ -7,6 +7,7 @@ namespace lapidary::addon {
 
 napi_value version(const Napi::CallbackInfo& info);
 napi_value list_devices(const Napi::CallbackInfo& info);
+napi_value cpu_peaks(const Napi::CallbackInfo& info);
 napi_value load_model_async(const Napi::CallbackInfo& info);
 napi_value load_tokenizer(const Napi::CallbackInfo& info);
 napi_value inspect(const Napi::CallbackInfo& info);

@@ -21,6 +21,7 @@ napi_value initialize(napi_env env, napi_value exports) {
     const std::pair<const char*, napi_callback> functions[] = {
         {"version", call<version>},
         {"devices", call<list_devices>},
+        {"cpuPeaks", call<cpu_peaks>},
         {"loadModel", call<load_model_async>},
         {"loadTokenizer", call<load_tokenizer>},
         {"inspect", call<inspect>},

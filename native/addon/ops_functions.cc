@@ -35,15 +35,17 @@ struct OpCall {
     const Tensor& t = tensor(i, what);
     std::string allowed;
     for (DType d : dtypes) allowed += (allowed.empty() ? "" : " or ") + std::string(dtype_info(d).name);
-    expect(std::find(dtypes.begin(), dtypes.end(), t.dtype) != dtypes.end(), ErrorCode::invalid_argument, name, ": ", what, " must be ", allowed, ", it is ",
-           dtype_info(t.dtype).name);
-    expect(rank == 0 || t.rank == rank, ErrorCode::invalid_argument, name, ": ", what, " must have ", rank, " dimensions, its shape is ", t.shape_text());
+    expect(std::find(dtypes.begin(), dtypes.end(), t.dtype) != dtypes.end(), ErrorCode::invalid_argument, name, ": ", what, " must be ",
+           allowed, ", it is ", dtype_info(t.dtype).name);
+    expect(rank == 0 || t.rank == rank, ErrorCode::invalid_argument, name, ": ", what, " must have ", rank, " dimensions, its shape is ",
+           t.shape_text());
     return t;
   }
   std::shared_ptr<OpsTensor> result(DType type, const std::vector<int64_t>& shape) const { return make_ops_tensor(device, type, shape); }
   std::shared_ptr<OpsTensor> result_like(const Tensor& t, DType type) const { return result(type, {t.shape, t.shape + t.rank}); }
   DType act() const {
-    expect(dtype == DType::f32 || dtype == DType::bf16, ErrorCode::invalid_argument, name, ": the result is f32 or bf16, not ", dtype_info(dtype).name);
+    expect(dtype == DType::f32 || dtype == DType::bf16, ErrorCode::invalid_argument, name, ": the result is f32 or bf16, not ",
+           dtype_info(dtype).name);
     return dtype;
   }
 };
@@ -57,13 +59,14 @@ Tensor as_rows(const Tensor& t) {
 }
 
 void same_shape(const OpCall& c, const Tensor& a, const Tensor& b, const char* names) {
-  expect(a.rank == b.rank && std::equal(a.shape, a.shape + a.rank, b.shape), ErrorCode::invalid_argument, c.name, ": ", names, " have shapes ", a.shape_text(),
-         " and ", b.shape_text(), ", which must be equal");
+  expect(a.rank == b.rank && std::equal(a.shape, a.shape + a.rank, b.shape), ErrorCode::invalid_argument, c.name, ": ", names,
+         " have shapes ", a.shape_text(), " and ", b.shape_text(), ", which must be equal");
 }
 
 Results rms_norm(const OpCall& c) {
   const Tensor &x = c.tensor(0, "x", {DType::f32}, 0), &w = c.tensor(1, "weight", {DType::f32}, 1);
-  expect(x.shape[x.rank - 1] == w.shape[0], ErrorCode::invalid_argument, "rmsNorm: x ", x.shape_text(), " has rows of ", x.shape[x.rank - 1], ", weight has ", w.shape[0]);
+  expect(x.shape[x.rank - 1] == w.shape[0], ErrorCode::invalid_argument, "rmsNorm: x ", x.shape_text(), " has rows of ",
+         x.shape[x.rank - 1], ", weight has ", w.shape[0]);
   const auto out = c.result_like(x, c.act());
   c.backend().rms_norm(as_rows(x), {w, static_cast<float>(c.numbers.at(1)), static_cast<float>(c.numbers.at(0))}, as_rows(out->t));
   return {out};
@@ -75,8 +78,8 @@ Linear weight_of(const OpCall& c, size_t weight, size_t scale, ActScheme scheme,
   Linear linear = {w, nullptr};
   if (w.dtype == DType::i8) {
     linear.scale = c.tensor(scale, "weight scales", {DType::f32}, 1);
-    expect(linear.scale.shape[0] == w.shape[0], ErrorCode::invalid_argument, c.name, ": weight ", w.shape_text(), " needs ", w.shape[0], " scales, got ",
-           linear.scale.shape[0]);
+    expect(linear.scale.shape[0] == w.shape[0], ErrorCode::invalid_argument, c.name, ": weight ", w.shape_text(), " needs ", w.shape[0],
+           " scales, got ", linear.scale.shape[0]);
     linear.activations = scheme;
     linear.input_scale = input_scale;
   }
@@ -95,10 +98,12 @@ Results linear(const OpCall& c) {
 }
 
 Results gemm_int8(const OpCall& c) {
-  const Tensor &a = c.tensor(0, "a", {DType::i8}, 2), &a_scales = c.tensor(1, "a scales", {DType::f32}, 1), &b = c.tensor(2, "b", {DType::i8}, 2);
-  expect(a.shape[1] == b.shape[1], ErrorCode::invalid_argument, "gemmInt8: a ", a.shape_text(), " and b ", b.shape_text(), ": both are K-major, so the last dimensions, ",
-         a.shape[1], " and ", b.shape[1], ", must be equal");
-  expect(a_scales.shape[0] == a.shape[0], ErrorCode::invalid_argument, "gemmInt8: a ", a.shape_text(), " needs ", a.shape[0], " scales, got ", a_scales.shape[0]);
+  const Tensor &a = c.tensor(0, "a", {DType::i8}, 2), &a_scales = c.tensor(1, "a scales", {DType::f32}, 1),
+               &b = c.tensor(2, "b", {DType::i8}, 2);
+  expect(a.shape[1] == b.shape[1], ErrorCode::invalid_argument, "gemmInt8: a ", a.shape_text(), " and b ", b.shape_text(),
+         ": both are K-major, so the last dimensions, ", a.shape[1], " and ", b.shape[1], ", must be equal");
+  expect(a_scales.shape[0] == a.shape[0], ErrorCode::invalid_argument, "gemmInt8: a ", a.shape_text(), " needs ", a.shape[0],
+         " scales, got ", a_scales.shape[0]);
   const auto out = c.result(DType::f32, {a.shape[0], b.shape[0]});
   c.backend().matmul_int8(a, a_scales, weight_of(c, 2, 3, ActScheme::token, 0), out->t);
   return {out};
@@ -115,7 +120,8 @@ Results embed(const OpCall& c) {
   const Tensor& table = c.tensor(0, "table");
   expect(table.rank == 2, ErrorCode::invalid_argument, "embed: table must be [vocab, dim], its shape is ", table.shape_text());
   for (int32_t id : c.ids)
-    expect(id >= 0 && id < table.shape[0], ErrorCode::invalid_argument, "embed: id ", id, " is outside the table's ", table.shape[0], " rows");
+    expect(id >= 0 && id < table.shape[0], ErrorCode::invalid_argument, "embed: id ", id, " is outside the table's ", table.shape[0],
+           " rows");
   const auto out = c.result(DType::f32, {static_cast<int64_t>(c.ids.size()), table.shape[1]});
   c.backend().embed(c.ids, weight_of(c, 0, 1, ActScheme::none, 0), static_cast<float>(c.numbers.at(0)), out->t);
   return {out};
@@ -145,38 +151,45 @@ Results add(const OpCall& c) {
 }
 
 Results soft_cap(const OpCall& c) {
-  return changed(c, c.tensor(0, "x", {DType::f32}, 0), [&](const Tensor& out) { c.backend().soft_cap(as_rows(out), static_cast<float>(c.numbers.at(0))); });
+  return changed(c, c.tensor(0, "x", {DType::f32}, 0),
+                 [&](const Tensor& out) { c.backend().soft_cap(as_rows(out), static_cast<float>(c.numbers.at(0))); });
 }
 
 Results rope(const OpCall& c) {
   const Tensor& x = c.tensor(0, "x", {DType::f32}, 3);
   const int64_t tokens = x.shape[0], half = x.shape[2] / 2;
   expect(x.shape[2] % 2 == 0, ErrorCode::invalid_argument, "rope: x ", x.shape_text(), " must have an even last dimension");
-  expect(static_cast<int64_t>(c.ids.size()) == tokens, ErrorCode::invalid_argument, "rope: ", tokens, " tokens need as many positions, got ", c.ids.size());
+  expect(static_cast<int64_t>(c.ids.size()) == tokens, ErrorCode::invalid_argument, "rope: ", tokens,
+         " tokens need as many positions, got ", c.ids.size());
   std::vector<float> inv_freq;
   for (int64_t j = 0; j < half; ++j)
-    inv_freq.push_back(1.0f / std::pow(static_cast<float>(c.numbers.at(0)), static_cast<float>(2 * j) / static_cast<float>(2 * half)) / static_cast<float>(c.numbers.at(1)));
+    inv_freq.push_back(1.0f / std::pow(static_cast<float>(c.numbers.at(0)), static_cast<float>(2 * j) / static_cast<float>(2 * half)) /
+                       static_cast<float>(c.numbers.at(1)));
   const auto cos = c.result(DType::f32, {tokens, half}), sin = c.result(DType::f32, {tokens, half});
   c.backend().rope_angles(c.ids, inv_freq, cos->t, sin->t);
   return changed(c, x, [&](const Tensor& out) { c.backend().rope(out, cos->t, sin->t); });
 }
 
-// tensors: q, prefix k, prefix v, q as the prefix sees it. numbers: scale, softcap, window (0: none), first position. ids: pairs of image blocks.
+// tensors: q, prefix k, prefix v, q as the prefix sees it. numbers: scale, softcap, window (0: none), first position. ids: pairs of image
+// blocks.
 Results attention(const OpCall& c) {
   const Tensor& q = c.tensor(0, "q", {DType::f32}, 3);
   OpsCache& cache = *c.cache;
   const int64_t tokens = q.shape[0], heads = q.shape[1], first_pos = static_cast<int64_t>(c.numbers.at(3)), end = first_pos + tokens;
-  expect(q.shape[2] == cache.head_dim && heads % cache.num_kv_heads == 0, ErrorCode::invalid_argument, "attention: q ", q.shape_text(), " over a cache of ",
-         cache.num_kv_heads, " heads of ", cache.head_dim, ": head_dim must be equal and the heads a multiple of the cache's");
-  expect(first_pos >= 0 && end <= cache.length, ErrorCode::invalid_argument, "attention: queries at positions ", first_pos, " to ", end - 1, ", the cache holds ",
-         cache.length, " keys: append them first");
+  expect(q.shape[2] == cache.head_dim && heads % cache.num_kv_heads == 0, ErrorCode::invalid_argument, "attention: q ", q.shape_text(),
+         " over a cache of ", cache.num_kv_heads, " heads of ", cache.head_dim,
+         ": head_dim must be equal and the heads a multiple of the cache's");
+  expect(first_pos >= 0 && end <= cache.length, ErrorCode::invalid_argument, "attention: queries at positions ", first_pos, " to ", end - 1,
+         ", the cache holds ", cache.length, " keys: append them first");
   AttentionExtras extras;
   if (c.has(1) || c.has(2)) {
-    extras.prefix_k = c.tensor(1, "prefix k", {DType::f32, DType::bf16}, 3), extras.prefix_v = c.tensor(2, "prefix v", {DType::f32, DType::bf16}, 3);
+    extras.prefix_k = c.tensor(1, "prefix k", {DType::f32, DType::bf16}, 3),
+    extras.prefix_v = c.tensor(2, "prefix v", {DType::f32, DType::bf16}, 3);
     same_shape(c, extras.prefix_k, extras.prefix_v, "prefix k and v");
-    expect(extras.prefix_k.dtype == extras.prefix_v.dtype && extras.prefix_k.shape[0] == cache.num_kv_heads && extras.prefix_k.shape[2] == cache.head_dim,
-           ErrorCode::invalid_argument, "attention: the prefix must be [", cache.num_kv_heads, ", tokens, ", cache.head_dim, "], k and v of one dtype, it is ",
-           extras.prefix_k.shape_text());
+    expect(extras.prefix_k.dtype == extras.prefix_v.dtype && extras.prefix_k.shape[0] == cache.num_kv_heads &&
+               extras.prefix_k.shape[2] == cache.head_dim,
+           ErrorCode::invalid_argument, "attention: the prefix must be [", cache.num_kv_heads, ", tokens, ", cache.head_dim,
+           "], k and v of one dtype, it is ", extras.prefix_k.shape_text());
   }
   if (c.has(3)) {
     extras.q_prefix = c.tensor(3, "prefix query", {DType::f32}, 3);
@@ -187,12 +200,18 @@ Results attention(const OpCall& c) {
     images.resize(static_cast<size_t>(tokens));
     for (size_t i = 0; i + 1 < c.ids.size(); i += 2) {
       const int32_t first = c.ids[i], last = c.ids[i + 1];
-      expect(first >= 0 && first <= last && last <= cache.length, ErrorCode::invalid_argument, "attention: image block [", first, ", ", last, ") of a cache of ", cache.length);
-      for (int64_t p = std::max<int64_t>(first, first_pos); p < std::min<int64_t>(last, end); ++p) images[static_cast<size_t>(p - first_pos)] = {first, last};
+      expect(first >= 0 && first <= last && last <= cache.length, ErrorCode::invalid_argument, "attention: image block [", first, ", ",
+             last, ") of a cache of ", cache.length);
+      for (int64_t p = std::max<int64_t>(first, first_pos); p < std::min<int64_t>(last, end); ++p)
+        images[static_cast<size_t>(p - first_pos)] = {first, last};
     }
     extras.image_blocks = images;
   }
-  AttentionShape shape{heads, cache.num_kv_heads, cache.head_dim, static_cast<float>(c.numbers.at(0)), static_cast<float>(c.numbers.at(1)),
+  AttentionShape shape{heads,
+                       cache.num_kv_heads,
+                       cache.head_dim,
+                       static_cast<float>(c.numbers.at(0)),
+                       static_cast<float>(c.numbers.at(1)),
                        c.numbers.at(2) > 0 ? static_cast<int64_t>(c.numbers.at(2)) : kNoWindow};
   if (extras.prefix_k || !images.empty()) shape.extras = &extras;
   const auto out = c.result(c.act(), {tokens, heads, cache.head_dim});
@@ -210,9 +229,17 @@ Results synchronize(const OpCall& c) {
 }
 
 const std::map<std::string, Results (*)(const OpCall&)>& table() {
-  static const std::map<std::string, Results (*)(const OpCall&)> ops = {
-      {"rmsNorm", rms_norm}, {"linear", linear}, {"gemmInt8", gemm_int8}, {"quantizeRows", quantize_rows}, {"embed", embed},          {"geglu", geglu},
-      {"add", add},          {"softCap", soft_cap}, {"rope", rope},        {"attention", attention},         {"synchronize", synchronize}};
+  static const std::map<std::string, Results (*)(const OpCall&)> ops = {{"rmsNorm", rms_norm},
+                                                                        {"linear", linear},
+                                                                        {"gemmInt8", gemm_int8},
+                                                                        {"quantizeRows", quantize_rows},
+                                                                        {"embed", embed},
+                                                                        {"geglu", geglu},
+                                                                        {"add", add},
+                                                                        {"softCap", soft_cap},
+                                                                        {"rope", rope},
+                                                                        {"attention", attention},
+                                                                        {"synchronize", synchronize}};
   return ops;
 }
 
@@ -228,11 +255,13 @@ napi_value run_op(const Napi::CallbackInfo& info) {
   const Napi::Array tensors = to_array(info[2], "tensors");
   for (uint32_t i = 0; i < tensors.Length(); ++i) {
     call.tensors.push_back(to_ops_tensor(tensors.Get(i), call.name));
-    expect(!call.tensors.back() || call.tensors.back()->device->kind == kind, ErrorCode::invalid_argument, call.name, ": all tensors must be on one device, got '", kind,
-           "' and '", call.tensors.back() ? call.tensors.back()->device->kind : kind, "'");
+    expect(!call.tensors.back() || call.tensors.back()->device->kind == kind, ErrorCode::invalid_argument, call.name,
+           ": all tensors must be on one device, got '", kind, "' and '", call.tensors.back() ? call.tensors.back()->device->kind : kind,
+           "'");
   }
   if (!info[3].IsNull() && !info[3].IsUndefined()) call.cache = to_handle<KvCacheObject>(info.Env(), info[3], "cache").get();
-  expect(!call.cache || call.cache->device->kind == kind, ErrorCode::invalid_argument, call.name, ": the cache must be on the tensors' device");
+  expect(!call.cache || call.cache->device->kind == kind, ErrorCode::invalid_argument, call.name,
+         ": the cache must be on the tensors' device");
   const Napi::Array numbers = to_array(info[4], "numbers");
   for (uint32_t i = 0; i < numbers.Length(); ++i) call.numbers.push_back(to_number(numbers.Get(i), "numbers"));
   call.ids = to_int32s(info[5], "ids");
@@ -257,10 +286,11 @@ napi_value sample_op(const Napi::CallbackInfo& info) {
   const OpsTensorPtr logits = to_ops_tensor(info[0], "logits");
   expect(logits != nullptr, ErrorCode::invalid_argument, "sample: logits are missing");
   const Tensor& t = logits->t;
-  expect(t.dtype == DType::f32 && t.rank == 2, ErrorCode::invalid_argument, "sample: logits must be f32 [rows, vocab], they are ", dtype_info(t.dtype).name, " ",
-         t.shape_text());
+  expect(t.dtype == DType::f32 && t.rank == 2, ErrorCode::invalid_argument, "sample: logits must be f32 [rows, vocab], they are ",
+         dtype_info(t.dtype).name, " ", t.shape_text());
   const Napi::Array list = to_array(info[1], "settings"), seeds = to_array(info[2], "seeds");
-  expect(list.Length() == t.shape[0] && seeds.Length() == t.shape[0], ErrorCode::invalid_argument, "sample: ", t.shape[0], " rows need as many settings and seeds");
+  expect(list.Length() == t.shape[0] && seeds.Length() == t.shape[0], ErrorCode::invalid_argument, "sample: ", t.shape[0],
+         " rows need as many settings and seeds");
   std::vector<SamplingSettings> settings;
   std::vector<uint64_t> seed_values;
   for (uint32_t i = 0; i < list.Length(); ++i) {

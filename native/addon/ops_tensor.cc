@@ -50,14 +50,15 @@ Tensor shaped(DType dtype, const std::vector<int64_t>& shape) {
 
 std::shared_ptr<OpsDevice> OpsDevice::open(const std::string& kind) {
   static std::mutex mutex;
-  static std::map<std::string, std::weak_ptr<OpsDevice>> alive;
+  static auto& opened = *new std::map<std::string, std::shared_ptr<OpsDevice>>;  // never destroyed: other threads may still work at exit
   const std::lock_guard lock(mutex);
-  if (std::shared_ptr<OpsDevice> device = alive[kind].lock()) return device;
+  if (opened.contains(kind)) return opened.at(kind);
   auto device = std::make_shared<OpsDevice>();
   device->kind = kind;
-  expect(kind == "reference" || kind == "cpu" || kind == "cuda", ErrorCode::invalid_argument, "device: expected 'cpu', 'cuda' or 'reference', got '", kind, "'");
+  expect(kind == "reference" || kind == "cpu" || kind == "cuda", ErrorCode::invalid_argument,
+         "device: expected 'cpu', 'cuda' or 'reference', got '", kind, "'");
   device->backend = kind == "reference" ? make_reference_backend() : kind == "cpu" ? make_cpu_backend() : make_cuda_backend();
-  alive[kind] = device;
+  opened.emplace(kind, device);
   return device;
 }
 
@@ -72,8 +73,8 @@ std::shared_ptr<OpsTensor> make_ops_tensor(std::shared_ptr<OpsDevice> device, DT
   auto out = std::make_shared<OpsTensor>();
   out->t = shaped(dtype, shape);
   const int64_t block = dtype_info(dtype).block_elements;
-  expect(out->t.shape[out->t.rank - 1] % block == 0, ErrorCode::invalid_argument, "shape ", out->t.shape_text(), ": rows of ", dtype_info(dtype).name,
-         " are whole blocks of ", block);
+  expect(out->t.shape[out->t.rank - 1] % block == 0, ErrorCode::invalid_argument, "shape ", out->t.shape_text(), ": rows of ",
+         dtype_info(dtype).name, " are whole blocks of ", block);
   out->buffer = device->backend->allocate(static_cast<size_t>(std::max<int64_t>(out->t.bytes(), 1)));
   out->t.data = out->buffer.memory.get();
   out->t.device = out->buffer.device;
@@ -96,7 +97,8 @@ std::vector<Method> TensorObject::methods() {
           {"device", call_member<TensorObject, &TensorObject::device>, true}};
 }
 
-TensorObject::TensorObject(Environment& environment, OpsTensorPtr tensor) : environment_(environment.shared_from_this()), tensor_(std::move(tensor)) {
+TensorObject::TensorObject(Environment& environment, OpsTensorPtr tensor)
+    : environment_(environment.shared_from_this()), tensor_(std::move(tensor)) {
   environment_->report_bytes(tensor_->t.bytes());
 }
 
@@ -149,8 +151,8 @@ napi_value create_tensor(const Napi::CallbackInfo& info) {
     std::shared_ptr<OpsDevice> device = OpsDevice::open(kind);
     const std::lock_guard lock(device->mutex);
     const std::shared_ptr<OpsTensor> out = make_ops_tensor(device, dtype, shape);
-    expect(!given || static_cast<int64_t>(bytes.size()) == out->t.bytes(), ErrorCode::invalid_argument, "data: a ", dtype_info(dtype).name, " tensor of shape ",
-           out->t.shape_text(), " takes ", out->t.bytes(), " bytes, got ", bytes.size());
+    expect(!given || static_cast<int64_t>(bytes.size()) == out->t.bytes(), ErrorCode::invalid_argument, "data: a ", dtype_info(dtype).name,
+           " tensor of shape ", out->t.shape_text(), " takes ", out->t.bytes(), " bytes, got ", bytes.size());
     given ? device->backend->upload(out->t, bytes.data()) : device->backend->zero(out->t);
     return out;
   };
@@ -184,14 +186,17 @@ napi_value KvCacheObject::append(const Napi::CallbackInfo& info) {
     expect(k && v, ErrorCode::invalid_argument, "append: k and v must be given");
     for (const OpsTensorPtr& side : {k, v}) {
       const Tensor& t = side->t;
-      expect(side->device == cache->device, ErrorCode::invalid_argument, "append: k and v must be on the cache's device, '", cache->device->kind, "'");
-      expect(t.dtype == DType::f32 && t.rank == 3 && t.shape[1] == cache->num_kv_heads && t.shape[2] == cache->head_dim && t.shape[0] == k->t.shape[0],
+      expect(side->device == cache->device, ErrorCode::invalid_argument, "append: k and v must be on the cache's device, '",
+             cache->device->kind, "'");
+      expect(t.dtype == DType::f32 && t.rank == 3 && t.shape[1] == cache->num_kv_heads && t.shape[2] == cache->head_dim &&
+                 t.shape[0] == k->t.shape[0],
              ErrorCode::invalid_argument, "append: k and v must be f32 [tokens, ", cache->num_kv_heads, ", ", cache->head_dim, "], got ",
              dtype_info(t.dtype).name, " ", t.shape_text());
     }
     const std::lock_guard lock(cache->device->mutex);
     Backend& backend = *cache->device->backend;
-    const int64_t tokens = k->t.shape[0], end = cache->length + tokens, bytes = kv_page_bytes(cache->dtype, cache->num_kv_heads, cache->head_dim);
+    const int64_t tokens = k->t.shape[0], end = cache->length + tokens,
+                  bytes = kv_page_bytes(cache->dtype, cache->num_kv_heads, cache->head_dim);
     while (static_cast<int64_t>(cache->pages.size()) * kPageTokens < end) {
       cache->buffers.push_back(backend.allocate_page(static_cast<size_t>(bytes)));
       backend.zero(cache->buffers.back().tensor(DType::u8, {bytes}));
@@ -205,7 +210,9 @@ napi_value KvCacheObject::append(const Napi::CallbackInfo& info) {
   return promise_work(info.Env(), "lapidary append", std::move(work), to_undefined);
 }
 
-napi_value KvCacheObject::length(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), static_cast<double>(get()->length)); }
+napi_value KvCacheObject::length(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(get()->length));
+}
 
 napi_value KvCacheObject::dispose(const Napi::CallbackInfo& info) {
   release();
@@ -214,9 +221,10 @@ napi_value KvCacheObject::dispose(const Napi::CallbackInfo& info) {
 
 // kvCache(device, dtype, kvHeads, headDim)
 napi_value create_kv_cache(const Napi::CallbackInfo& info) {
-  auto make = [kind = to_text(info[0], "device"), dtype = to_dtype(to_text(info[1], "dtype"), "dtype"), heads = to_integer(info[2], "kvHeads", 1, 1 << 16),
-               dim = to_integer(info[3], "headDim", 1, 1 << 16)] {
-    expect(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::i8, ErrorCode::invalid_argument, "dtype: a cache is f32, bf16 or i8");
+  auto make = [kind = to_text(info[0], "device"), dtype = to_dtype(to_text(info[1], "dtype"), "dtype"),
+               heads = to_integer(info[2], "kvHeads", 1, 1 << 16), dim = to_integer(info[3], "headDim", 1, 1 << 16)] {
+    expect(dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::i8, ErrorCode::invalid_argument,
+           "dtype: a cache is f32, bf16 or i8");
     auto cache = std::make_shared<OpsCache>();
     cache->device = OpsDevice::open(kind);
     cache->dtype = dtype, cache->num_kv_heads = heads, cache->head_dim = dim;

@@ -1,4 +1,4 @@
-// What lapidary/ops works on: a backend for as long as anything of it is alive, arrays in its memory, and caches of keys and values.
+// What lapidary/ops works on: a backend of each kind that was asked for, arrays in its memory, and caches of keys and values.
 #pragma once
 
 #include <memory>
@@ -18,7 +18,7 @@ struct OpsDevice {
   std::unique_ptr<Backend> backend;
   std::mutex mutex;
 
-  // The one that is alive, or a new one. Error(cuda) when there is no such device.
+  // Opened once and kept. Error(cuda) when there is no such device.
   static std::shared_ptr<OpsDevice> open(const std::string& kind);
 };
 
@@ -68,7 +68,8 @@ class KvCacheObject {
   static constexpr const napi_type_tag& kTag = kKvCacheTag;
   static std::vector<Method> methods();
 
-  KvCacheObject(Environment& environment, std::shared_ptr<OpsCache> cache) : environment_(environment.shared_from_this()), cache_(std::move(cache)) {}
+  KvCacheObject(Environment& environment, std::shared_ptr<OpsCache> cache)
+      : environment_(environment.shared_from_this()), cache_(std::move(cache)) {}
   ~KvCacheObject() { release(); }
   const std::shared_ptr<OpsCache>& get() const;  // Error(disposed)
 

@@ -3,6 +3,7 @@
 // whose order is fixed by positions (attention.cc).
 #include "cpu/backend.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -31,6 +32,20 @@ struct Projection {
 };
 
 bool is_act(const Tensor& t) { return t.dtype == DType::f32 || t.dtype == DType::bf16; }
+
+bool has_int8(std::initializer_list<Projection> projections) {
+  return std::any_of(projections.begin(), projections.end(), [](const Projection& p) { return p.weight.weight.dtype == DType::i8; });
+}
+
+// Whether all are int8 and want the input quantised in one and the same way.
+bool share_quantised_input(std::initializer_list<Projection> projections) {
+  const Linear& first = projections.begin()->weight;
+  return std::all_of(projections.begin(), projections.end(), [&](const Projection& p) {
+    const Linear& w = p.weight;
+    return w.weight.dtype == DType::i8 && w.activations != ActScheme::none && w.activations == first.activations &&
+           (w.activations != ActScheme::fixed || w.input_scale == first.input_scale);
+  });
+}
 
 class CpuBackend final : public Backend {
  public:
@@ -62,28 +77,22 @@ class CpuBackend final : public Backend {
   void linear(const Tensor& x, const Linear& w, const Tensor& out) override { project(x, {{w, out}}); }
 
   void quantize_rows(const Tensor& x, float fixed_scale, const Tensor& q, const Tensor& scales) override {
-    const int64_t dim = x.row_elements();
-    const float* rows = widened(x);
-    for_each(x.shape[0], 4 * dim, [&](int64_t r) {
-      const float* row = rows + r * dim;
-      const float scale = fixed_scale > 0 ? fixed_scale : int8_scale(absolute_max(row, dim));
-      quantize_int8(row, dim, scale, q.as<int8_t>() + r * dim);
+    const int64_t dim = x.row_elements(), row_bytes = dtype_bytes(x.dtype, dim);
+    for_each(x.shape[0], dim, [&](int64_t r) {
+      const float* row = x.as<float>() + r * dim;
+      if (x.dtype != DType::f32) {
+        float* wide = cpu::thread_scratch(cpu::ScratchUse::kernel, static_cast<size_t>(dim));
+        kernels_.widen(x.dtype, x.data + r * row_bytes, dim, wide);
+        row = wide;
+      }
+      const float scale = fixed_scale > 0 ? fixed_scale : int8_scale(kernels_.absolute_max(row, dim));
+      kernels_.quantize_int8(row, dim, 1.0f / scale, q.as<int8_t>() + r * dim);
       scales.as<float>()[r] = scale;
     });
   }
 
-  // Weight rows are the outer loop, so each is read from memory once.
   void matmul_int8(const Tensor& x, const Tensor& x_scales, const Linear& w, const Tensor& out) override {
-    const int64_t rows = x.shape[0], k = w.in(), n = w.out();
-    for_each(n, rows * k, [&](int64_t o) {
-      const int8_t* weight = w.weight.as<int8_t>() + o * k;
-      for (int64_t m = 0; m < rows; ++m) {
-        const int8_t* input = x.as<int8_t>() + m * k;
-        int32_t sum = 0;
-        for (int64_t i = 0; i < k; ++i) sum += static_cast<int32_t>(input[i]) * weight[i];
-        out.as<float>()[m * n + o] = static_cast<float>(sum) * (x_scales.as<float>()[m] * w.scale.as<float>()[o]);
-      }
-    });
+    multiply_int8(x, x_scales, {{w, out}});
   }
 
   void rope_angles(std::span<const int32_t> positions, std::span<const float> inv_freq, const Tensor& cos, const Tensor& sin) override {
@@ -221,7 +230,9 @@ class CpuBackend final : public Backend {
   }
 
   void project(const Tensor& x, std::initializer_list<Projection> projections);
-  void project_int8(const Tensor& x, const Linear& w, const Tensor& out);
+  void project_int8(const Tensor& x, std::initializer_list<Projection> projections);
+  void project_widened(const Tensor& x, const Linear& w, const Tensor& out);
+  void multiply_int8(const Tensor& x, const Tensor& x_scales, std::initializer_list<Projection> projections);
 
   const Kernels& kernels_;
   std::shared_ptr<ThreadPool> pool_;
@@ -243,18 +254,100 @@ struct Product {
   }
 };
 
-// Weight-only: rows are widened a block at a time and multiplied as f32. Else: the input is quantised, the product exact.
-void CpuBackend::project_int8(const Tensor& x, const Linear& w, const Tensor& out) {
+// One int8 product cut into units of `unit_rows` weight rows times `unit_tokens` tokens; the units that share tokens follow each other,
+// since the weight rows of the next unit are fetched ahead.
+struct Int8Product {
+  cpu::Int8Task task;
+  int64_t row_bytes, rows, unit_rows, unit_tokens, row_units, units;
+
+  void run(const Kernels& kernels, int64_t unit, float* scratch) const {
+    const int64_t t0 = unit / row_units * unit_tokens, n0 = unit % row_units * unit_rows;
+    cpu::Int8Task part = task;
+    part.x = static_cast<const std::byte*>(task.x) + t0 * row_bytes;
+    part.x_offsets += t0;
+    part.x_scales += t0;
+    part.out += t0 * task.out_stride;
+    part.tokens = std::min(task.tokens - t0, unit_tokens);
+    kernels.int8.multiply(part, n0, std::min(n0 + unit_rows, rows), scratch);
+  }
+};
+
+// How int8 products are cut. Many tokens share the rearranging of a unit's weights, and at most this many are still in the second-level
+// cache when the next unit's come; fewer where that leaves threads without work.
+constexpr int64_t kInt8Tokens = 512, kLeastInt8Tokens = 64, kInt8DirectRows = 16, kUnitsPerThread = 4;
+
+// The exact products of quantised rows with several weights, in one pass over the pool.
+void CpuBackend::multiply_int8(const Tensor& x, const Tensor& x_scales, std::initializer_list<Projection> projections) {
+  const cpu::Int8Kernels& int8 = kernels_.int8;
+  const int64_t tokens = x.shape[0], k = x.row_elements(), row_bytes = int8.row_bytes(k), threads = pool_->threads();
+  if (tokens == 0) return;
+  const size_t offset_floats = static_cast<size_t>(cpu::padded(tokens));
+  float* memory = cpu::thread_scratch(cpu::ScratchUse::input, offset_floats + static_cast<size_t>(tokens * row_bytes + 3) / 4);
+  int32_t* offsets = reinterpret_cast<int32_t*>(memory);
+  std::byte* rows = reinterpret_cast<std::byte*>(memory + offset_floats);
+  for_each(tokens, k / 8, [&](int64_t t) { offsets[t] = int8.prepare(x.as<int8_t>() + t * k, k, rows + t * row_bytes); });
+
+  const bool direct = tokens <= int8.direct_tokens;
+  const int64_t unit_rows = direct ? kInt8DirectRows : int8.panel_rows;
+  int64_t row_units = 0;
+  for (const auto& [weight, out] : projections) row_units += (weight.out() + unit_rows - 1) / unit_rows;
+  const int64_t wanted = (threads * kUnitsPerThread + row_units - 1) / row_units;  // blocks of tokens, so that every thread has units
+  const int64_t most_blocks = std::max<int64_t>(tokens / kLeastInt8Tokens, 1), fewest_blocks = (tokens + kInt8Tokens - 1) / kInt8Tokens;
+  const int64_t blocks = std::max(std::min(wanted, most_blocks), fewest_blocks);
+  const int64_t unit_tokens = cpu::padded((tokens + blocks - 1) / blocks), token_blocks = (tokens + unit_tokens - 1) / unit_tokens;
+  Int8Product products[4];
+  int count = 0;
+  for (const auto& [weight, out] : projections) {
+    const int64_t n = weight.out(), units = (n + unit_rows - 1) / unit_rows;
+    expect(weight.in() == k && out.dtype == DType::f32 && out.elements() == tokens * n && weight.scale.elements() == n, ErrorCode::internal,
+           "int8 product: x ", x.shape_text(), ", weight ", weight.weight.shape_text(), ", scales ", weight.scale.shape_text(), ", out ",
+           out.shape_text());
+    products[count++] = {.task = {.x = rows,
+                                  .x_offsets = offsets,
+                                  .x_scales = x_scales.as<float>(),
+                                  .tokens = tokens,
+                                  .weight = weight.weight.as<int8_t>(),
+                                  .w_scales = weight.scale.as<float>(),
+                                  .k = k,
+                                  .out = out.as<float>(),
+                                  .out_stride = n},
+                         .row_bytes = row_bytes,
+                         .rows = n,
+                         .unit_rows = unit_rows,
+                         .unit_tokens = unit_tokens,
+                         .row_units = units,
+                         .units = units * token_blocks};
+  }
+  const int64_t units = row_units * token_blocks, unit_work = unit_rows * k * std::min(tokens, unit_tokens) / 4;
+  const int64_t grain = std::max(units / (threads * kUnitsPerThread), kWorthAThread / std::max<int64_t>(unit_work, 1) + 1);
+  const size_t scratch_floats = direct ? 0 : int8.scratch_floats(std::min(tokens, unit_tokens), k);
+  pool_->parallel_for(units, grain, [&](int64_t begin, int64_t end) {
+    float* scratch = cpu::thread_scratch(cpu::ScratchUse::kernel, scratch_floats);
+    int64_t first = 0;  // unit of the current product
+    for (int p = 0; p < count; first += products[p++].units) {
+      const int64_t last = std::min(end, first + products[p].units);
+      for (int64_t u = std::max(begin, first); u < last; ++u) products[p].run(kernels_, u - first, scratch);
+    }
+  });
+}
+
+// The input is quantised, once for all that want it alike; the products are exact.
+void CpuBackend::project_int8(const Tensor& x, std::initializer_list<Projection> projections) {
+  const int64_t tokens = x.shape[0], k = x.row_elements();
+  const Linear& first = projections.begin()->weight;
+  expect(is_act(x), ErrorCode::internal, "linear: x is ", dtype_info(x.dtype).name);
+  const size_t q_floats = static_cast<size_t>(tokens * k + 3) / 4;
+  float* memory = cpu::thread_scratch(cpu::ScratchUse::partial, q_floats + static_cast<size_t>(tokens));
+  const Tensor q(memory, DType::i8, {tokens, k}), scales(memory + q_floats, DType::f32, {tokens});
+  quantize_rows(x, first.activations == ActScheme::fixed ? first.input_scale : 0, q, scales);
+  multiply_int8(q, scales, projections);
+}
+
+// Weight-only int8: rows are widened a block at a time and multiplied as f32.
+void CpuBackend::project_widened(const Tensor& x, const Linear& w, const Tensor& out) {
   const int64_t tokens = x.shape[0], k = w.in(), n = w.out();
   expect(is_act(x) && x.row_elements() == k && out.elements() == tokens * n && w.scale.elements() == n, ErrorCode::internal,
          "linear: x ", x.shape_text(), ", i8 weight ", w.weight.shape_text(), ", scales ", w.scale.shape_text(), ", out ", out.shape_text());
-  if (w.activations != ActScheme::none) {
-    const size_t q_floats = static_cast<size_t>(tokens * k + 3) / 4;
-    float* memory = cpu::thread_scratch(cpu::ScratchUse::partial, q_floats + static_cast<size_t>(tokens));
-    const Tensor q(memory, DType::i8, {tokens, k}), scales(memory + q_floats, DType::f32, {tokens});
-    quantize_rows(x, w.activations == ActScheme::fixed ? w.input_scale : 0, q, scales);
-    return matmul_int8(q, scales, w, out);
-  }
   const float* input = widened(x);
   const size_t scratch_floats = kernels_.linear_scratch_floats(std::min(tokens, cpu::kLinearTokens), k);
   const int64_t blocks = (n + cpu::kLinearRows - 1) / cpu::kLinearRows;
@@ -273,10 +366,14 @@ void CpuBackend::project_int8(const Tensor& x, const Linear& w, const Tensor& ou
 void CpuBackend::project(const Tensor& x, std::initializer_list<Projection> projections) {
   const int64_t tokens = x.shape[0], k = x.row_elements();
   if (tokens == 0) return;
-  for (const auto& [weight, out] : projections) {
-    if (weight.weight.dtype != DType::i8) continue;
-    for (const auto& p : projections) p.weight.weight.dtype == DType::i8 ? project_int8(x, p.weight, p.out) : project(x, {p});
-    return;
+  if (has_int8(projections)) {
+    if (share_quantised_input(projections)) return project_int8(x, projections);
+    if (projections.size() > 1) {
+      for (const auto& p : projections) project(x, {p});
+      return;
+    }
+    const auto& [weight, out] = *projections.begin();
+    return project_widened(x, weight, out);
   }
   const float* input = widened(x);
   Product products[4];

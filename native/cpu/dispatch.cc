@@ -9,6 +9,9 @@
 #ifdef __linux__
 #include <sched.h>
 #endif
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
 
 #include "base/error.h"
 #include "cpu/backend.h"
@@ -19,12 +22,23 @@ namespace lapidary {
 namespace {
 
 #if defined(__x86_64__) && defined(__GNUC__)
+const cpu::Kernels& avx512vnni_kernels() {
+  static const cpu::Kernels table = [] {
+    cpu::Kernels with_vnni = cpu::kAvx512Kernels;
+    with_vnni.name = "avx512vnni";
+    with_vnni.int8 = cpu::kAvx512VnniInt8;
+    return with_vnni;
+  }();
+  return table;
+}
+
 std::vector<const cpu::Kernels*> available_kernels() {
   __builtin_cpu_init();
   std::vector<const cpu::Kernels*> tables;
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
+  if (avx2 && avx512 && cpu::has_feature(cpu::Feature::avx512_vnni)) tables.push_back(&avx512vnni_kernels());
   if (avx2 && avx512) tables.push_back(&cpu::kAvx512Kernels);
   if (avx2) tables.push_back(&cpu::kAvx2Kernels);
   tables.push_back(&cpu::kScalarKernels);
@@ -73,6 +87,20 @@ int quota() { return 0; }
 }  // namespace
 
 namespace cpu {
+
+bool has_feature(Feature feature) {
+  if (feature == Feature::none) return true;
+#if defined(__x86_64__) && defined(__GNUC__)
+  // Leaf 7; that the system saves the registers is what a table was chosen by.
+  unsigned a0 = 0, b = 0, c0 = 0, d = 0, a1 = 0, c1 = 0;
+  if (!__get_cpuid_count(7, 0, &a0, &b, &c0, &d)) return false;
+  if (a0 >= 1) __get_cpuid_count(7, 1, &a1, &b, &c1, &d);
+  if (feature == Feature::avx512_vnni) return c0 >> 11 & 1;
+  if (feature == Feature::avx_vnni) return a1 >> 4 & 1;
+  if (feature == Feature::avx512_bf16) return a1 >> 5 & 1;
+#endif
+  return false;
+}
 
 const Kernels& select_kernels() {
   const std::vector<const Kernels*> tables = available_kernels();

@@ -6,6 +6,7 @@
 #endif
 
 #define LAPIDARY_SIMD_HEADER "cpu/simd_avx512.h"
+#define LAPIDARY_SIMD_INT_HEADER "cpu/simd_int_avx512.h"
 #include "cpu/kernels_impl.h"
 
 namespace lapidary::cpu {

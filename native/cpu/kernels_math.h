@@ -108,6 +108,22 @@ void add_rows(float* x, const float* y, int64_t n) {
   }
 }
 
+// max gives its second argument where either is NaN.
+float absolute_max(const float* x, int64_t n) {
+  V most = zero();
+  for (int64_t i = 0; i < n; i += 16) most = max(abs(load_lanes(x + i, lanes_left(i, n))), most);
+  return reduce_max(most);
+}
+
+void quantize_int8(const float* x, int64_t n, float inverse, int8_t* q) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store_int8(q + i, mul(load(x + i), set1(inverse)));
+  if (i == n) return;
+  int8_t lanes[16];
+  store_int8(lanes, mul(load_part(x + i, n - i), set1(inverse)));
+  std::memcpy(q + i, lanes, static_cast<size_t>(n - i));
+}
+
 void round_to_bf16(const float* src, int64_t n, void* dst) {
   for (int64_t i = 0; i < n; i += 16) {
     const int64_t left = lanes_left(i, n);

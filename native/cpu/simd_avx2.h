@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "cpu/kernels.h"
 #include "cpu/simd_common.h"
 
 namespace lapidary::cpu {
@@ -53,6 +54,16 @@ LAPIDARY_INLINE __m256i bf16_bits(__m256 a) {
 LAPIDARY_INLINE void store_bf16(void* p, V a) {
   const __m256i packed = _mm256_packus_epi32(bf16_bits(a.lo), bf16_bits(a.hi));
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+// to_int8 of ops/int8.h.
+LAPIDARY_INLINE __m256i int8_range(__m256 a) {
+  const __m256 clamped = _mm256_max_ps(_mm256_set1_ps(-127), _mm256_min_ps(_mm256_set1_ps(127), a));  // where a is NaN, NaN
+  return _mm256_cvtps_epi32(_mm256_and_ps(clamped, _mm256_cmp_ps(a, a, _CMP_ORD_Q)));
+}
+LAPIDARY_INLINE void store_int8(int8_t* p, V a) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(int8_range(a.lo), int8_range(a.hi)), 0xd8);
+  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 
 LAPIDARY_INLINE V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
@@ -117,6 +128,51 @@ LAPIDARY_INLINE float reduce_max(V a) {
   const __m256 m2 = _mm256_max_ps(m4, _mm256_permute_ps(m4, 0x4e));
   return _mm256_cvtss_f32(_mm256_max_ps(m2, _mm256_permute_ps(m2, 0xb1)));
 }
+
+// The probes' products, see kernels_probe.h: four sums of the same row with four others.
+LAPIDARY_INLINE __m256i load256(const void* p, int64_t index) { return _mm256_loadu_si256(static_cast<const __m256i*>(p) + index); }
+LAPIDARY_INLINE double add_lanes(const __m256i (&sums)[4]) {
+  const __m256i all = _mm256_add_epi32(_mm256_add_epi32(sums[0], sums[1]), _mm256_add_epi32(sums[2], sums[3]));
+  int32_t lanes[8];
+  std::memcpy(lanes, &all, sizeof lanes);
+  double total = 0;
+  for (int32_t lane : lanes) total += lane;
+  return total;
+}
+// Exact for +-127: |a| times b with the sign of a, pairs in 16 bits.
+double int8_probe(const void* data, int64_t rounds) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i x[4], sums[4];
+  LAPIDARY_UNROLL for (int j = 0; j < 4; ++j) x[j] = load256(data, j), sums[j] = load256(data, kProbeBytes / 32 + j);
+  for (int64_t r = 0; r < rounds; ++r) {
+    for (int64_t i = 0; i < kProbeBytes / 32; ++i) {
+      const __m256i w = load256(data, i);
+      LAPIDARY_UNROLL for (int j = 0; j < 4; ++j) sums[j] =
+          _mm256_add_epi32(sums[j], _mm256_madd_epi16(_mm256_maddubs_epi16(x[j], w), ones));
+    }
+  }
+  return add_lanes(sums);
+}
+// One instruction for the four products of a lane and their sum: eight sums hide its latency.
+LAPIDARY_TARGET("avxvnni") double int8_vnni_probe(const void* data, int64_t rounds) {
+  __m256i x[2], sums[2][4];
+  LAPIDARY_UNROLL for (int h = 0; h < 2; ++h) {
+    x[h] = load256(data, h);
+    LAPIDARY_UNROLL for (int j = 0; j < 4; ++j) sums[h][j] = load256(data, kProbeBytes / 32 + 4 * h + j);
+  }
+  for (int64_t r = 0; r < rounds; ++r) {
+    for (int64_t i = 0; i < kProbeBytes / 32; ++i) {
+      const __m256i w = load256(data, i);
+      LAPIDARY_UNROLL for (int h = 0; h < 2; ++h) {
+        LAPIDARY_UNROLL for (int j = 0; j < 4; ++j) sums[h][j] = _mm256_dpbusd_avx_epi32(sums[h][j], x[h], w);
+      }
+    }
+  }
+  return add_lanes(sums[0]) + add_lanes(sums[1]);
+}
+constexpr ProbeLoop kInt8Probe = {Feature::none, DType::i8, 2 * 4 * kProbeBytes, int8_probe};
+constexpr ProbeLoop kInt8FastProbe = {Feature::avx_vnni, DType::i8, 2 * 8 * kProbeBytes, int8_vnni_probe};
+constexpr ProbeLoop kBf16Probe = {};
 
 }  // namespace
 }  // namespace lapidary::cpu

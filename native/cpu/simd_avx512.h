@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "cpu/kernels.h"
 #include "cpu/simd_common.h"
 
 namespace lapidary::cpu {
@@ -43,6 +44,12 @@ LAPIDARY_INLINE void store_bf16(void* p, V a) {
   const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
   const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, quiet)));
+}
+// to_int8 of ops/int8.h.
+LAPIDARY_INLINE void store_int8(int8_t* p, V a) {
+  const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-127), _mm512_min_ps(_mm512_set1_ps(127), a.v));
+  const __m512i q = _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(a.v, a.v, _CMP_ORD_Q), clamped);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(q));
 }
 
 LAPIDARY_INLINE V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
@@ -93,6 +100,65 @@ LAPIDARY_INLINE void reduce_add_to(const V (&a)[N], float* out) {
 }
 LAPIDARY_INLINE float reduce_add(V a) { return _mm_cvtss_f32(reduce_add4(a, a, a, a)); }
 LAPIDARY_INLINE float reduce_max(V a) { return _mm512_reduce_max_ps(a.v); }
+
+// The probes' products, see kernels_probe.h: sums of the same row with others, as many as hide an instruction's latency.
+constexpr int kDotSums = 12;
+LAPIDARY_INLINE __m512i load512(const void* p, int64_t index) { return _mm512_loadu_si512(static_cast<const __m512i*>(p) + index); }
+LAPIDARY_INLINE double add_lanes(__m512i sums) {
+  int32_t lanes[16];
+  std::memcpy(lanes, &sums, sizeof lanes);
+  double total = 0;
+  for (int32_t lane : lanes) total += lane;
+  return total;
+}
+// Exact for +-127: |a| times b with the sign of a, pairs in 16 bits.
+double int8_probe(const void* data, int64_t rounds) {
+  const __m512i ones = _mm512_set1_epi16(1);
+  __m512i x[4], sums[4];
+  LAPIDARY_UNROLL for (int j = 0; j < 4; ++j) x[j] = load512(data, j), sums[j] = load512(data, kProbeBytes / 64 + j);
+  for (int64_t r = 0; r < rounds; ++r) {
+    for (int64_t i = 0; i < kProbeBytes / 64; ++i) {
+      const __m512i w = load512(data, i);
+      LAPIDARY_UNROLL for (int j = 0; j < 4; ++j) sums[j] =
+          _mm512_add_epi32(sums[j], _mm512_madd_epi16(_mm512_maddubs_epi16(x[j], w), ones));
+    }
+  }
+  double total = 0;
+  for (const __m512i& lanes : sums) total += add_lanes(lanes);
+  return total;
+}
+LAPIDARY_TARGET("avx512vnni") double int8_vnni_probe(const void* data, int64_t rounds) {
+  const __m512i x = load512(data, 0);
+  __m512i sums[kDotSums];
+  LAPIDARY_UNROLL for (int j = 0; j < kDotSums; ++j) sums[j] = load512(data, kProbeBytes / 64 + j);
+  for (int64_t r = 0; r < rounds; ++r) {
+    for (int64_t i = 0; i < kProbeBytes / 64; ++i) {
+      const __m512i w = load512(data, i);
+      LAPIDARY_UNROLL for (int j = 0; j < kDotSums; ++j) sums[j] = _mm512_dpbusd_epi32(sums[j], x, w);
+    }
+  }
+  double total = 0;
+  for (const __m512i& lanes : sums) total += add_lanes(lanes);
+  return total;
+}
+LAPIDARY_TARGET("avx512bf16") double bf16_probe(const void* data, int64_t rounds) {
+  const __m512i x = load512(data, 0);
+  __m512 sums[kDotSums];
+  LAPIDARY_UNROLL for (int j = 0; j < kDotSums; ++j) sums[j] = _mm512_castsi512_ps(load512(data, kProbeBytes / 64 + j));
+  for (int64_t r = 0; r < rounds; ++r) {
+    for (int64_t i = 0; i < kProbeBytes / 64; ++i) {
+      const __m512i w = load512(data, i);
+      LAPIDARY_UNROLL for (int j = 0; j < kDotSums; ++j) sums[j] =
+          _mm512_dpbf16_ps(sums[j], reinterpret_cast<const __m512bh&>(x), reinterpret_cast<const __m512bh&>(w));
+    }
+  }
+  double total = 0;
+  for (const __m512& lanes : sums) total += reduce_add({lanes});
+  return total;
+}
+constexpr ProbeLoop kInt8Probe = {Feature::none, DType::i8, 2 * 4 * kProbeBytes, int8_probe};
+constexpr ProbeLoop kInt8FastProbe = {Feature::avx512_vnni, DType::i8, 2 * kDotSums* kProbeBytes, int8_vnni_probe};
+constexpr ProbeLoop kBf16Probe = {Feature::avx512_bf16, DType::bf16, kDotSums* kProbeBytes, bf16_probe};
 
 }  // namespace
 }  // namespace lapidary::cpu

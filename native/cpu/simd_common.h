@@ -5,10 +5,12 @@
 #include <cstring>
 
 #if defined(__GNUC__) || defined(__clang__)
+#define LAPIDARY_TARGET(features) __attribute__((target(features)))  // one function more than its file's flags allow
 #define LAPIDARY_INLINE inline __attribute__((always_inline))
 #define LAPIDARY_NOINLINE __attribute__((noinline))
 #define LAPIDARY_PREFETCH(p) __builtin_prefetch(p, 0, 2)  // into the second-level cache
 #else
+#define LAPIDARY_TARGET(features)
 #define LAPIDARY_INLINE inline
 #define LAPIDARY_NOINLINE
 #define LAPIDARY_PREFETCH(p)

@@ -5,7 +5,9 @@
 #include <bit>
 
 #include "base/float16.h"
+#include "cpu/kernels.h"
 #include "cpu/simd_common.h"
+#include "ops/int8.h"
 
 namespace lapidary::cpu {
 namespace {
@@ -61,6 +63,9 @@ LAPIDARY_INLINE void store_bf16(void* p, const V& a) {
   bf16 h[16];
   for (int i = 0; i < 16; ++i) h[i] = to_bf16(a.l[i]);
   std::memcpy(p, h, sizeof h);
+}
+LAPIDARY_INLINE void store_int8(int8_t* p, const V& a) {
+  for (int i = 0; i < 16; ++i) p[i] = to_int8(a.l[i]);
 }
 
 LAPIDARY_INLINE V fma(const V& a, const V& b, const V& c) {
@@ -124,6 +129,21 @@ LAPIDARY_INLINE float reduce_max(V a) {
   }
   return a.l[0];
 }
+
+// The probes' products, see kernels_probe.h. Shifted by the round, so that no round is the one before it again.
+double int8_probe(const void* data, int64_t rounds) {
+  const int8_t* numbers = static_cast<const int8_t*>(data);
+  int64_t total = 0;
+  for (int64_t r = 0; r < rounds; ++r) {
+    const int8_t* shifted = numbers + (r & 63);
+    int32_t sum = 0;
+    for (int64_t i = 0; i < kProbeBytes / 2; ++i) sum += numbers[kProbeBytes / 2 + i] * shifted[i];
+    total += sum;
+  }
+  return static_cast<double>(total);
+}
+constexpr ProbeLoop kInt8Probe = {Feature::none, DType::i8, kProbeBytes, int8_probe}, kInt8FastProbe = {};
+constexpr ProbeLoop kBf16Probe = {};
 
 }  // namespace
 }  // namespace lapidary::cpu

@@ -1,4 +1,5 @@
-// Weights in another form than the file's: rounded to bf16, or quantised to int8 with a scale per output channel (docs/numerics.md, "int8").
+// Weights in another form than the file's: rounded to bf16, or quantised to int8 with a scale per output channel (docs/numerics.md,
+// "int8").
 #pragma once
 
 #include "ops/ops.h"

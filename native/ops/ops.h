@@ -138,8 +138,8 @@ class Backend {
   virtual Linear make_linear(const Linear& host);
   // A weight that is on the device already, as plain rows; nothing is copied. For callers that bring their own matrices.
   virtual Linear wrap_linear(const Linear& on_device);
-  // The same as make_linear for weights that share their input, with equal `in` and the same scheme. Each result also works alone in `linear`, except
-  // that interleaved ones are for feed_forward. Where they do not fit together, they are made one by one.
+  // The same as make_linear for weights that share their input, with equal `in` and the same scheme. Each result also works alone in
+  // `linear`, except that interleaved ones are for feed_forward. Where they do not fit together, they are made one by one.
   virtual std::vector<Linear> make_linears(std::span<const Linear> host, Stack stack);
 
   // --- primitives -------------------------------------------------------------------------------------------------

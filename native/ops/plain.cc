@@ -100,7 +100,8 @@ void append_kv_plain(const float* k, const float* v, int64_t pos, const KvView& 
   }
 }
 
-void attend_plain(const Tensor& q, int64_t row, int64_t pos, int64_t head, const KvView& kv, const AttentionShape& shape, const Tensor& result) {
+void attend_plain(const Tensor& q, int64_t row, int64_t pos, int64_t head, const KvView& kv, const AttentionShape& shape,
+                  const Tensor& result) {
   const int64_t at = (row * shape.num_heads + head) * shape.head_dim, kv_head = head / (shape.num_heads / shape.num_kv_heads);
   const float* query = q.as<float>() + at;
   Softmax softmax(shape);

@@ -10,7 +10,8 @@ namespace lapidary {
 void append_kv_plain(const float* k, const float* v, int64_t pos, const KvView& kv, const AttentionShape& shape);
 
 // One query of one head; `row` is its row in the step. Writes the head's columns of `result`, act [num_heads * head_dim].
-void attend_plain(const Tensor& q, int64_t row, int64_t pos, int64_t head, const KvView& kv, const AttentionShape& shape, const Tensor& result);
+void attend_plain(const Tensor& q, int64_t row, int64_t pos, int64_t head, const KvView& kv, const AttentionShape& shape,
+                  const Tensor& result);
 
 // A dtype or an extra that the vectorised kernels of a backend may lack.
 inline bool is_plain_case(std::span<const AttentionSpan> spans, const AttentionShape& shape) {

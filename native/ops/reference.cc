@@ -177,7 +177,8 @@ class ReferenceBackend final : public Backend {
 
   void linear_int8(const Tensor& x, const Linear& w, const Tensor& out) {
     const int64_t tokens = x.shape[0];
-    const Buffer q = allocate_host(static_cast<size_t>(tokens * w.in())), scales = allocate_host(static_cast<size_t>(tokens) * sizeof(float));
+    const Buffer q = allocate_host(static_cast<size_t>(tokens * w.in())),
+                 scales = allocate_host(static_cast<size_t>(tokens) * sizeof(float));
     const Tensor q_rows = q.tensor(DType::i8, {tokens, w.in()}), row_scales = scales.tensor(DType::f32, {tokens});
     quantize_rows(x, w.activations == ActScheme::fixed ? w.input_scale : 0, q_rows, row_scales);
     matmul_int8(q_rows, row_scales, w, out);

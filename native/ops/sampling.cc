@@ -18,8 +18,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Candidate {
   int32_t id;
-  float logit;  // adjusted
-  float z;      // less the maximum, divided by the temperature: at most 0
+  float logit;   // adjusted
+  float z;       // less the maximum, divided by the temperature: at most 0
   float weight;  // exp(z)
 };
 
@@ -184,7 +184,8 @@ void keep_top_p(Scratch& s, float top_p, int unit_bits) {
   for (uint64_t m : mass) total += m;
   const uint64_t limit = sampling::top_p_limit(top_p, total);
   int at = 0;
-  while (at + 1 < kBuckets && above + mass[at] < limit) above += mass[at++];  // ends at a bucket with mass: the limit is not above the total
+  while (at + 1 < kBuckets && above + mass[at] < limit)
+    above += mass[at++];  // ends at a bucket with mass: the limit is not above the total
 
   s.boundary.clear();
   for (const Candidate& c : s.candidates)

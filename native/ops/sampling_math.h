@@ -1,5 +1,6 @@
-// The arithmetic of a draw that the host's sampler and a device's share bit for bit (docs/numerics.md): made of operations that every compiler
-// rounds alike, no library function. Weights are added as whole units, so a sum is exact and the same in any order. Compiled by nvcc too.
+// The arithmetic of a draw that the host's sampler and a device's share bit for bit (docs/numerics.md): made of operations that every
+// compiler rounds alike, no library function. Weights are added as whole units, so a sum is exact and the same in any order. Compiled by
+// nvcc too.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +35,8 @@ LAPIDARY_SHARED float logit_of_key(uint32_t key) { return float_of(key & 0x80000
 // The adjusted logit less the largest one, over the temperature: at most 0.
 LAPIDARY_SHARED float scaled_logit(float logit, float top, float temperature) { return (logit - top) / temperature; }
 
-// e^z for z <= 0 within two units of the last place, 0 below -103.98: products and sums, unfused. z = n ln 2 + r, ln 2 in two parts of which
-// the first has 14 bits, so that n times it is exact; the polynomial of (e^r - 1 - r) / r^2.
+// e^z for z <= 0 within two units of the last place, 0 below -103.98: products and sums, unfused. z = n ln 2 + r, ln 2 in two parts of
+// which the first has 14 bits, so that n times it is exact; the polynomial of (e^r - 1 - r) / r^2.
 LAPIDARY_SHARED float weight_of(float z) {
   constexpr float kMagic = 0x1.8p+23f;  // adding it rounds to an integer, which is then in the low bits
   z = z < -104.0f ? -104.0f : z;
@@ -96,8 +97,8 @@ LAPIDARY_SHARED uint64_t multiply_high(uint64_t a, uint64_t b) {
   const uint64_t middle = a1 * b0 + (a0 * b0 >> 32), low = a0 * b1 + (middle & 0xffffffffu);
   return a1 * b1 + (middle >> 32) + (low >> 32);
 }
-// floor(uniform * total) for the uniform number draw_bits / 2^53: the token drawn is the first, in id order, at whose end the sum of units exceeds
-// this.
+// floor(uniform * total) for the uniform number draw_bits / 2^53: the token drawn is the first, in id order, at whose end the sum of units
+// exceeds this.
 LAPIDARY_SHARED uint64_t draw_target(uint64_t draw_bits, uint64_t total) { return multiply_high(draw_bits << 11, total); }
 
 }  // namespace lapidary::sampling

@@ -21,10 +21,7 @@ Tensor page_tensor(const Buffer& buffer, int64_t bytes) { return buffer.tensor(D
 // --- PagePool ---------------------------------------------------------------------------------------------------------
 
 PagePool::PagePool(Backend& backend, const ModelConfig& config, DType kv_dtype, int64_t limit_bytes)
-    : backend_(backend),
-      dtype_(kv_dtype),
-      page_bytes_(bytes_of_page(config, kv_dtype)),
-      limit_bytes_(limit_bytes) {}
+    : backend_(backend), dtype_(kv_dtype), page_bytes_(bytes_of_page(config, kv_dtype)), limit_bytes_(limit_bytes) {}
 
 PagePool::~PagePool() = default;
 

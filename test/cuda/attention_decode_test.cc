@@ -71,9 +71,9 @@ void check(const AttentionSpec& spec, const std::string& what) {
 }
 
 std::string name_of(const AttentionSpec& s) {
-  return "head_dim " + std::to_string(s.head_dim) + (s.kv_type == KvType::int8 ? ", int8" : ", bf16") + ", heads " + std::to_string(s.num_heads) + "/" +
-         std::to_string(s.num_kv_heads) + ", window " + std::to_string(s.window) + ", rows " + std::to_string(s.sequences[0].rows) + " at " +
-         std::to_string(s.sequences[0].first_pos);
+  return "head_dim " + std::to_string(s.head_dim) + (s.kv_type == KvType::int8 ? ", int8" : ", bf16") + ", heads " +
+         std::to_string(s.num_heads) + "/" + std::to_string(s.num_kv_heads) + ", window " + std::to_string(s.window) + ", rows " +
+         std::to_string(s.sequences[0].rows) + " at " + std::to_string(s.sequences[0].first_pos);
 }
 
 }  // namespace
@@ -181,8 +181,8 @@ TEST("cuda decode: bf16 and int8 output are the rounded f32 output") {
   const std::vector<uint16_t> halves =
       as<uint16_t>(launch_decode(decode_params(problem, device, {.out_type = cuda::ActType::bf16}), problem.tokens));
   const float inverse = 1 / 0.003f;
-  const std::vector<int8_t> bytes =
-      as<int8_t>(launch_decode(decode_params(problem, device, {.out_type = cuda::ActType::int8, .out_inverse_scale = inverse}), problem.tokens));
+  const std::vector<int8_t> bytes = as<int8_t>(
+      launch_decode(decode_params(problem, device, {.out_type = cuda::ActType::int8, .out_inverse_scale = inverse}), problem.tokens));
   int saturated = 0;
   for (size_t i = 0; i < whole.size(); ++i) {
     CHECK(halves[i] == float_to_bf16(whole[i]));
@@ -207,7 +207,8 @@ TEST("cuda decode: a batch gives the bits of its sequences alone, whatever the b
       p.common.sequences += n, p.common.num_sequences = 1;
       p.max_rows = s.sequences[n].rows, p.max_keys = s.sequences[n].first_pos + s.sequences[n].rows;
       const std::vector<float> one = as<float>(launch_decode(p, problem.tokens));
-      const size_t row = static_cast<size_t>(s.num_heads) * s.head_dim, first = device.sequences[n].first_row * row, count = s.sequences[n].rows * row;
+      const size_t row = static_cast<size_t>(s.num_heads) * s.head_dim, first = device.sequences[n].first_row * row,
+                   count = s.sequences[n].rows * row;
       CHECK_MSG(std::memcmp(&one[first], &all[first], count * 4) == 0, "sequence " << n);
     }
   }
@@ -242,7 +243,8 @@ TEST("cuda decode: a row's bits depend on its position alone: drafts equal singl
         AttentionDecodeParams p = decode_params(problem, device, {});
         p.common.sequences = one.get(), p.max_rows = 1;
         const std::vector<float> single = as<float>(launch_decode(p, problem.tokens));
-        CHECK_MSG(std::memcmp(&single[r * row], &draft[r * row], row * 4) == 0, "row " << r << " at " << c.first + r << ", window " << c.window);
+        CHECK_MSG(std::memcmp(&single[r * row], &draft[r * row], row * 4) == 0,
+                  "row " << r << " at " << c.first + r << ", window " << c.window);
       }
     }
   }
@@ -255,7 +257,8 @@ TEST("cuda decode: a cluster and the last block give the same bits") {
     for (const KvType type : {KvType::bf16, KvType::int8}) {
       for (const int rows : {1, 7}) {
         AttentionSpec s;
-        s.kv_type = type, s.head_dim = 256, s.num_heads = 8, s.num_kv_heads = 2, s.prefix_tokens = 5, s.second_query = true, s.scale = 1.0f / 16;
+        s.kv_type = type, s.head_dim = 256, s.num_heads = 8, s.num_kv_heads = 2, s.prefix_tokens = 5, s.second_query = true,
+        s.scale = 1.0f / 16;
         s.sequences = {{rows, 300}, {1, 20}, {rows, 100}};
         const AttentionProblem problem(s);
         const AttentionOnDevice device(problem);
@@ -300,7 +303,8 @@ TEST("cuda decode: huge scores, equal scores, negative zeros, denormals") {
 
 TEST("cuda decode: the plan") {
   AttentionDecodeParams p = {};
-  p.common.num_heads = 8, p.common.num_kv_heads = 4, p.common.head_dim = 256, p.common.window = cuda::kNoWindow, p.common.kv_type = KvType::bf16;
+  p.common.num_heads = 8, p.common.num_kv_heads = 4, p.common.head_dim = 256, p.common.window = cuda::kNoWindow,
+  p.common.kv_type = KvType::bf16;
   p.common.num_sequences = 1, p.common.scale = 1.0f / 16;
   p.max_rows = 1, p.max_keys = 8192;
   cuda::DeviceFacts facts;
@@ -348,7 +352,8 @@ TEST("cuda decode: what it does not take is refused with the reason") {
   const auto refused = [&](const AttentionDecodeParams& p, std::string_view part) {
     const cuda::Status status = api().attention_decode(p, context());
     CHECK(status.kind == cuda::Status::Kind::refused);
-    CHECK_MSG(status.what && std::string_view(status.what).find(part) != std::string_view::npos, "reason: " << (status.what ? status.what : "none"));
+    CHECK_MSG(status.what && std::string_view(status.what).find(part) != std::string_view::npos,
+              "reason: " << (status.what ? status.what : "none"));
   };
   AttentionDecodeParams p = good;
   p.common.head_dim = 96;
@@ -416,7 +421,8 @@ void check_fused(const AttentionSpec& s, bool norm, DecodeMerge merge, const std
   cuda::QkRopeAppendParams append = {};
   append.rows = projections.rows, append.tokens = problem.tokens;
   append.num_heads = s.num_heads, append.num_kv_heads = s.num_kv_heads, append.head_dim = s.head_dim;
-  append.q_out = q.get(), append.q_prefix_out = s.second_query ? q_prefix.get() : nullptr, append.q_type = cuda::ActType::bf16, append.kv_type = s.kv_type;
+  append.q_out = q.get(), append.q_prefix_out = s.second_query ? q_prefix.get() : nullptr, append.q_type = cuda::ActType::bf16,
+  append.kv_type = s.kv_type;
   append.sequences = p.common.sequences, append.num_sequences = p.common.num_sequences;
   require_ok(api().qk_rope_append(append, context()));
   p.q = q.get(), p.q_prefix = s.second_query ? q_prefix.get() : nullptr;
@@ -462,7 +468,8 @@ TEST("cuda decode: fused with a prefix, windows, rings whose newest rows overwri
 TEST("cuda decode: copies early or late, threads in any order: the same bits") {
   for (const KvType type : {KvType::bf16, KvType::int8}) {
     AttentionSpec s;
-    s.kv_type = type, s.head_dim = 128, s.num_heads = 4, s.num_kv_heads = 2, s.prefix_tokens = 5, s.window = 333, s.ring = true, s.spare_pages = 0;
+    s.kv_type = type, s.head_dim = 128, s.num_heads = 4, s.num_kv_heads = 2, s.prefix_tokens = 5, s.window = 333, s.ring = true,
+    s.spare_pages = 0;
     s.sequences = {{1, 500}, {5, 60}};
     if (type == KvType::int8) s.prefix_tokens = 130;  // more tiles than the ring has stages
     for (const DecodeMerge merge : {DecodeMerge::automatic, DecodeMerge::global_memory}) {
@@ -474,7 +481,8 @@ TEST("cuda decode: copies early or late, threads in any order: the same bits") {
       });
     }
     // Splits of more tiles than the ring has stages.
-    s.head_dim = 256, s.num_heads = 16, s.num_kv_heads = 1, s.window = cuda::kNoWindow, s.ring = false, s.prefix_tokens = 0, s.scale = 1.0f / 16;
+    s.head_dim = 256, s.num_heads = 16, s.num_kv_heads = 1, s.window = cuda::kNoWindow, s.ring = false, s.prefix_tokens = 0,
+    s.scale = 1.0f / 16;
     s.sequences = {{2, 640}};
     const AttentionProblem problem(s);
     const std::vector<float> usual = decode(problem);
@@ -500,7 +508,9 @@ TEST("cuda decode: shared memory without bank conflicts, keys outside the window
         CHECK_MSG(statistics.global_read_bytes >= visible && statistics.global_read_bytes < 2 * visible,
                   name_of(s) << ": " << statistics.global_read_bytes << " bytes read, " << visible << " visible");
         // At least half a ring, and what the latency of device memory asks for of an SM wherever a split has as many keys.
-        if (head_dim >= 128) CHECK_MSG(statistics.most_bytes_in_flight >= 24 * 1024, name_of(s) << ": " << statistics.most_bytes_in_flight << " bytes in flight");
+        if (head_dim >= 128)
+          CHECK_MSG(statistics.most_bytes_in_flight >= 24 * 1024, name_of(s)
+                                                                      << ": " << statistics.most_bytes_in_flight << " bytes in flight");
       }
     }
   }

@@ -35,10 +35,10 @@ struct AttentionSpec {
   std::vector<SequenceSpec> sequences = {{}};
   int prefix_tokens = 0;
   bool second_query = false;
-  bool ring = false;                     // as few pages as the window allows; else a page for every position
-  int spare_pages = 1;                   // beyond what is needed; 0: the oldest visible keys of a ring may share a page with the newest
-  std::vector<cuda::ImageBlock> images;  // of every sequence, in positions
-  float magnitude = 1;                   // of queries
+  bool ring = false;    // as few pages as the window allows; else a page for every position
+  int spare_pages = 1;  // beyond what is needed; 0: the oldest visible keys of a ring may share a page with the newest
+  std::vector<cuda::ImageBlock> images = {};  // of every sequence, in positions
+  float magnitude = 1;                        // of queries
   uint32_t seed = 1;
 };
 

@@ -1,11 +1,12 @@
 // The CUDA backend: every primitive against the reference backend, every fused stage against its unfused body, memory and errors.
+#include "cuda/backend.h"
+
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/backend.h"
+#include "cuda/support.h"
 #include "ops/ops_data.h"
 #include "ops/plain.h"
-#include "cuda/support.h"
 
 namespace lapidary {
 
@@ -49,7 +50,8 @@ Norm norm_on(Backend& b, const Owned& weight, std::vector<Buffer>& keep) {
 TEST("cuda backend: rows and elementwise primitives") {
   const auto cuda = cuda_backend(), reference = make_reference_backend();
   for (const auto& [rows, dim] : {std::pair<int64_t, int64_t>{1, 1}, {3, 7}, {5, 128}, {2, 1153}}) {
-    const Owned x = activations(DType::f32, {rows, dim}, 1), y = activations(DType::f32, {rows, dim}, 2), w = activations(DType::f32, {dim}, 3);
+    const Owned x = activations(DType::f32, {rows, dim}, 1), y = activations(DType::f32, {rows, dim}, 2),
+                w = activations(DType::f32, {dim}, 3);
     const Placed dx(*cuda, x.t), dy(*cuda, y.t), dw(*cuda, w.t);
     for (DType out : {DType::f32, DType::bf16}) {
       Owned want(out, {rows, dim});
@@ -79,8 +81,8 @@ TEST("cuda backend: rows and elementwise primitives") {
 
 TEST("cuda backend: embedding and products of every weight kind") {
   const auto cuda = cuda_backend(), reference = make_reference_backend();
-  for (DType type : {DType::f32, DType::bf16, DType::f16, DType::q8_0, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1, DType::q2_k, DType::q3_k,
-                     DType::q4_k, DType::q5_k, DType::q6_k}) {
+  for (DType type : {DType::f32, DType::bf16, DType::f16, DType::q8_0, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1, DType::q2_k,
+                     DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k}) {
     const Owned w = weights(type, 40, 256, 5);
     const Linear host{w.t, nullptr}, device = cuda->make_linear(host);
     const std::vector<int32_t> ids = {39, 0, 17};
@@ -100,11 +102,13 @@ TEST("cuda backend: embedding and products of every weight kind") {
         const std::vector<float> values = got.values(*cuda);
         // Block weights beside bf16 rows are rounded to bf16 where many rows are computed.
         const double bar = act == DType::f32 ? 1e-5 : is_block_type(type) ? 5e-3 : 1e-5;
-        expect_near("linear " + std::string(dtype_info(type).name) + " act " + std::string(dtype_info(act).name) + " tokens " + std::to_string(tokens), values,
-                    values_of(want.t), bar);
+        expect_near("linear " + std::string(dtype_info(type).name) + " act " + std::string(dtype_info(act).name) + " tokens " +
+                        std::to_string(tokens),
+                    values, values_of(want.t), bar);
         if (tokens == 1) alone = values;
         if (act == DType::f32 || !is_block_type(type))
-          CHECK_MSG(std::equal(alone.begin(), alone.end(), values.begin()), dtype_info(type).name << ": a row's bits depend on the " << tokens << " rows");
+          CHECK_MSG(std::equal(alone.begin(), alone.end(), values.begin()),
+                    dtype_info(type).name << ": a row's bits depend on the " << tokens << " rows");
       }
     }
   }
@@ -197,8 +201,9 @@ TEST("cuda backend: rope tables, rotation, append and attention") {
           return out.values(b);
         };
         const std::vector<float> want = run(*reference, on_host), got = run(*cuda, on_device);
-        expect_near("attention, cache " + std::string(dtype_info(kv).name) + ", window " + std::to_string(window) + ", variant " + std::to_string(variant), got,
-                    want, kv == DType::f32 ? 1e-5 : 4e-3);
+        expect_near("attention, cache " + std::string(dtype_info(kv).name) + ", window " + std::to_string(window) + ", variant " +
+                        std::to_string(variant),
+                    got, want, kv == DType::f32 ? 1e-5 : 4e-3);
       }
     }
   }
@@ -234,21 +239,23 @@ Layer make_layer(Backend& b, DType kind, bool stacked, int64_t hidden, int64_t f
     for (int64_t n = 0; n < out; ++n) s.t.as<float>()[n] = 0.002f;
     return {w.t, nullptr, s.t, ActScheme::token};
   };
-  const Linear q = host(heads * dim, hidden, 1), k = host(kv_heads * dim, hidden, 2), v = host(kv_heads * dim, hidden, 3), o = host(hidden, heads * dim, 4),
-               gate = host(ffn, hidden, 5), up = host(ffn, hidden, 6), down = host(hidden, ffn, 7);
+  const Linear q = host(heads * dim, hidden, 1), k = host(kv_heads * dim, hidden, 2), v = host(kv_heads * dim, hidden, 3),
+               o = host(hidden, heads * dim, 4), gate = host(ffn, hidden, 5), up = host(ffn, hidden, 6), down = host(hidden, ffn, 7);
   if (stacked) {
-    std::vector<Linear> qkv = b.make_linears(std::vector<Linear>{q, k, v}, Stack::rows), both = b.make_linears(std::vector<Linear>{gate, up}, Stack::interleaved);
+    std::vector<Linear> qkv = b.make_linears(std::vector<Linear>{q, k, v}, Stack::rows),
+                        both = b.make_linears(std::vector<Linear>{gate, up}, Stack::interleaved);
     layer.q = qkv[0], layer.k = qkv[1], layer.v = qkv[2], layer.gate = both[0], layer.up = both[1];
   } else {
-    layer.q = b.make_linear(q), layer.k = b.make_linear(k), layer.v = b.make_linear(v), layer.gate = b.make_linear(gate), layer.up = b.make_linear(up);
+    layer.q = b.make_linear(q), layer.k = b.make_linear(k), layer.v = b.make_linear(v), layer.gate = b.make_linear(gate),
+    layer.up = b.make_linear(up);
   }
   layer.o = b.make_linear(o), layer.down = b.make_linear(down);
   return layer;
 }
 
 // Three layers over a prompt and two single tokens; with the backend's own stages, or with the unfused bodies. Gives x after each step.
-std::vector<float> run_layers(Backend& b, const Layer& layer, DType act, bool fused, int64_t hidden, int64_t ffn, int64_t heads, int64_t kv_heads, int64_t dim,
-                              int64_t prompt) {
+std::vector<float> run_layers(Backend& b, const Layer& layer, DType act, bool fused, int64_t hidden, int64_t ffn, int64_t heads,
+                              int64_t kv_heads, int64_t dim, int64_t prompt) {
   const DType kv = act == DType::f32 ? DType::f32 : DType::bf16;
   std::vector<Buffer> memory;
   std::vector<void*> pages;
@@ -311,9 +318,11 @@ TEST("cuda backend: fused stages do what their unfused bodies and the reference 
     for (DType act : {DType::bf16, DType::f32}) {
       for (int64_t prompt : {5, 33}) {
         const auto cuda = cuda_backend();
-        const std::string what = std::string(dtype_info(kind).name) + " weights, act " + std::string(dtype_info(act).name) + ", prompt " + std::to_string(prompt);
+        const std::string what = std::string(dtype_info(kind).name) + " weights, act " + std::string(dtype_info(act).name) + ", prompt " +
+                                 std::to_string(prompt);
         const Layer on_host = make_layer(*reference, kind, false, hidden, ffn, heads, kv_heads, dim);
-        const Layer apart = make_layer(*cuda, kind, false, hidden, ffn, heads, kv_heads, dim), stacked = make_layer(*cuda, kind, true, hidden, ffn, heads, kv_heads, dim);
+        const Layer apart = make_layer(*cuda, kind, false, hidden, ffn, heads, kv_heads, dim),
+                    stacked = make_layer(*cuda, kind, true, hidden, ffn, heads, kv_heads, dim);
         const std::vector<float> want = run_layers(*reference, on_host, act, true, hidden, ffn, heads, kv_heads, dim, prompt);
         const std::vector<float> plain = run_layers(*cuda, apart, act, false, hidden, ffn, heads, kv_heads, dim, prompt);
         const std::vector<float> fused = run_layers(*cuda, apart, act, true, hidden, ffn, heads, kv_heads, dim, prompt);
@@ -342,14 +351,18 @@ TEST("cuda backend: sampling draws the reference's tokens and refuses what it re
   std::vector<uint32_t> mask((vocab + 31) / 32, 0);
   mask[3] = 0x10;
   for (uint64_t counter = 0; counter < 20; ++counter) {
-    SampleRequest requests[] = {{&greedy, {}, 0, {}, 1, counter, 3}, {&warm, history, 2, {}, 2, counter, -1}, {&narrow, {}, 0, {}, 3, counter, 0},
+    SampleRequest requests[] = {{&greedy, {}, 0, {}, 1, counter, 3},
+                                {&warm, history, 2, {}, 2, counter, -1},
+                                {&narrow, {}, 0, {}, 3, counter, 0},
                                 {&greedy, {}, 0, mask, 4, counter, -1}};
     std::vector<SampleResult> got(rows);
     cuda->sample(device.t, requests, got);
     for (int64_t r = 0; r < rows; ++r) {
       const SampleResult want = sample_token({logits.t.as<float>() + r * vocab, static_cast<size_t>(vocab)}, requests[r]);
-      CHECK_MSG(got[static_cast<size_t>(r)].id == want.id, "row " << r << ", draw " << counter << ": " << got[static_cast<size_t>(r)].id << ", not " << want.id);
-      CHECK(got[static_cast<size_t>(r)].top.size() == want.top.size() && std::abs(got[static_cast<size_t>(r)].logprob - want.logprob) < 1e-4);
+      CHECK_MSG(got[static_cast<size_t>(r)].id == want.id,
+                "row " << r << ", draw " << counter << ": " << got[static_cast<size_t>(r)].id << ", not " << want.id);
+      CHECK(got[static_cast<size_t>(r)].top.size() == want.top.size() &&
+            std::abs(got[static_cast<size_t>(r)].logprob - want.logprob) < 1e-4);
     }
   }
   const SampleRequest nothing[] = {{&greedy, {}, 0, {}, 0, 0, -1}};

@@ -379,6 +379,26 @@ TEST("emulator: a seed gives another order, the same seed the same") {
   CHECK(order(1) == order(1));
 }
 
+TEST("emulator: with a seed blocks start in any order") {
+  const auto farthest = [](uint64_t seed) {
+    emulator::set_schedule(seed);
+    const DeviceArray<int> counter(std::vector<int>{0});
+    const DeviceArray<float> out(size_t{64});
+    CHECK_CLEAN(run<32>(
+        [](const Args& p, std::byte*) {
+          if (lane() == 0) store_global(p.out + atomic_add_global(p.counter, 1), static_cast<float>(block_x()));
+        },
+        {nullptr, out.get(), 0, counter.get()}, {64}));
+    emulator::set_schedule(0);
+    const std::vector<float> order = out.download();
+    float most = 0;
+    for (int i = 0; i < 64; ++i) most = std::max(most, std::abs(order[i] - static_cast<float>(i)));
+    return most;
+  };
+  CHECK(farthest(0) == 0);
+  for (const uint64_t seed : {1, 2, 3}) CHECK_MSG(farthest(seed) > 8, farthest(seed));  // at most four run at once
+}
+
 TEST("emulator: warp-synchronous code that only works in order is found by a random schedule") {
   // Without checks of races, and right by luck when threads take turns.
   const auto wrong_results = [](uint64_t seed) {

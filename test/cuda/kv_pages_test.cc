@@ -67,7 +67,8 @@ TEST("cuda kv pages: rows go out of pages and into other pages as they are") {
     int heads, dim, num_pages, first, end;
   };
   // A growing table, a ring past its seam (position 300 of 3 pages lies in page 1), one position, none, odd sizes.
-  for (const Shape& s : {Shape{2, 32, 4, 0, 200}, Shape{1, 256, 3, 150, 300}, Shape{4, 20, 2, 70, 71}, Shape{1, 8, 1, 5, 5}, Shape{3, 7, 3, 100, 292}}) {
+  for (const Shape& s :
+       {Shape{2, 32, 4, 0, 200}, Shape{1, 256, 3, 150, 300}, Shape{4, 20, 2, 70, 71}, Shape{1, 8, 1, 5, 5}, Shape{3, 7, 3, 100, 292}}) {
     for (const KvType type : {KvType::f32, KvType::bf16, KvType::int8}) {
       for (const int shift : {0, 1}) {  // rows that are aligned to nothing but their element
         const int64_t element = cuda::kv_element_bytes(type), page_bytes = cuda::kv_page_bytes(type, s.heads, s.dim);
@@ -78,9 +79,20 @@ TEST("cuda kv pages: rows go out of pages and into other pages as they are") {
         DeviceArray<uint8_t> k(std::vector<uint8_t>(count + 16, 0xee)), v(std::vector<uint8_t>(count + 16, 0xee));
         const size_t num_scales = type == KvType::int8 ? static_cast<size_t>(tokens * s.heads) : 0;
         DeviceArray<uint32_t> k_scales(num_scales + 1), v_scales(num_scales + 1);
-        const auto scales_of = [&](const DeviceArray<uint32_t>& a) { return type == KvType::int8 ? reinterpret_cast<float*>(a.get()) : nullptr; };
-        cuda::KvRowsParams p = {from.device_table.get(), k.get() + shift * element, v.get() + shift * element, scales_of(k_scales), scales_of(v_scales),
-                                type, s.num_pages, s.heads, s.dim, s.first, s.end};
+        const auto scales_of = [&](const DeviceArray<uint32_t>& a) {
+          return type == KvType::int8 ? reinterpret_cast<float*>(a.get()) : nullptr;
+        };
+        cuda::KvRowsParams p = {from.device_table.get(),
+                                k.get() + shift * element,
+                                v.get() + shift * element,
+                                scales_of(k_scales),
+                                scales_of(v_scales),
+                                type,
+                                s.num_pages,
+                                s.heads,
+                                s.dim,
+                                s.first,
+                                s.end};
         require_ok(api().kv_export(p, context()));
         const std::vector<uint8_t> got_k = k.download(), got_v = v.download();
         const std::vector<uint32_t> got_ks = k_scales.download(), got_vs = v_scales.download();
@@ -106,7 +118,8 @@ TEST("cuda kv pages: rows go out of pages and into other pages as they are") {
             }
           }
         }
-        const std::string what = std::to_string(s.heads) + " heads of " + std::to_string(s.dim) + ", type " + std::to_string(static_cast<int>(type));
+        const std::string what =
+            std::to_string(s.heads) + " heads of " + std::to_string(s.dim) + ", type " + std::to_string(static_cast<int>(type));
         CHECK_MSG(same, what << ": exported rows differ");
         CHECK_MSG(got_k[count] == 0xee && got_v[count] == 0xee, what << ": written beyond the rows");
         p.pages = to.device_table.get();

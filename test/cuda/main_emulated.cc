@@ -99,4 +99,12 @@ void each_mode(const std::function<void()>& body) {
   }
 }
 
+void with_range_checks(const std::function<void()>& body) {
+  struct Restore {
+    ~Restore() { emulator::set_checks(emulator::Checks::full); }
+  } restore;
+  emulator::set_checks(emulator::Checks::bounds);
+  body();
+}
+
 }  // namespace lapidary::test

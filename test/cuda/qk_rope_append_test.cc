@@ -67,8 +67,8 @@ struct AppendProblem {
 };
 
 struct AppendResult {
-  std::vector<float> q, q_prefix;                 // [tokens, num_heads, head_dim]
-  std::vector<std::vector<uint8_t>> pages;        // of each sequence, one after another
+  std::vector<float> q, q_prefix;           // [tokens, num_heads, head_dim]
+  std::vector<std::vector<uint8_t>> pages;  // of each sequence, one after another
 };
 
 AppendResult launch(const AppendProblem& p, size_t only = SIZE_MAX) {
@@ -92,8 +92,10 @@ AppendResult launch(const AppendProblem& p, size_t only = SIZE_MAX) {
     row += sequence.rows;
   }
   DeviceArray<cuda::AttentionSequence> sequences_device(sequences);
-  const size_t half = s.head_dim / 2, element = s.q_type == cuda::ActType::bf16 ? 2 : 4, q_count = static_cast<size_t>(tokens) * s.num_heads * s.head_dim;
-  DeviceArray<float> qkv(p.qkv), q_weight(p.q_weight), k_weight(p.k_weight), cos(p.cos), sin(p.sin), prefix_cos(p.prefix_cos), prefix_sin(p.prefix_sin);
+  const size_t half = s.head_dim / 2, element = s.q_type == cuda::ActType::bf16 ? 2 : 4,
+               q_count = static_cast<size_t>(tokens) * s.num_heads * s.head_dim;
+  DeviceArray<float> qkv(p.qkv), q_weight(p.q_weight), k_weight(p.k_weight), cos(p.cos), sin(p.sin), prefix_cos(p.prefix_cos),
+      prefix_sin(p.prefix_sin);
   DeviceArray<uint8_t> q(q_count * element), q_prefix(q_count * element);
 
   cuda::QkRopeAppendParams params = {};
@@ -168,11 +170,13 @@ void check(const AppendSpec& s) {
         if (s.kv_type == cuda::KvType::f32) {
           std::memcpy(values.data(), data + at * 4, values.size() * 4);
         } else if (s.kv_type == cuda::KvType::bf16) {
-          for (int d = 0; d < s.head_dim; ++d) values[d] = bf16_to_float(static_cast<uint16_t>(data[(at + d) * 2] | data[(at + d) * 2 + 1] << 8));
+          for (int d = 0; d < s.head_dim; ++d)
+            values[d] = bf16_to_float(static_cast<uint16_t>(data[(at + d) * 2] | data[(at + d) * 2 + 1] << 8));
           step = kBf16Step;
         } else {
           float scale;
-          std::memcpy(&scale, data + 2 * static_cast<size_t>(s.num_kv_heads) * 64 * s.head_dim + (static_cast<size_t>(i) * 64 + row) * 4, 4);
+          std::memcpy(&scale, data + 2 * static_cast<size_t>(s.num_kv_heads) * 64 * s.head_dim + (static_cast<size_t>(i) * 64 + row) * 4,
+                      4);
           double largest = 0;
           for (const double x : want) largest = std::max(largest, std::fabs(x));
           CHECK_MSG(std::fabs(scale - std::max(largest, 1e-8) / 127) <= 1e-5 * scale, name << " scale " << scale << " of " << largest);
@@ -282,7 +286,8 @@ TEST("cuda qk_rope_append: what it does not take is refused with the reason") {
   const auto refused = [&](std::string_view part) {
     const cuda::Status status = api().qk_rope_append(params, context());
     CHECK(status.kind == cuda::Status::Kind::refused);
-    CHECK_MSG(status.what && std::string_view(status.what).find(part) != std::string_view::npos, "reason: " << (status.what ? status.what : "none"));
+    CHECK_MSG(status.what && std::string_view(status.what).find(part) != std::string_view::npos,
+              "reason: " << (status.what ? status.what : "none"));
     CHECK(!cuda::supports_qk_rope_append(params, *context().device));
   };
   CHECK(api().qk_rope_append(params, context()).ok());  // nothing to do

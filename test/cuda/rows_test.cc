@@ -1,4 +1,5 @@
-// Row and elementwise kernels: against the reference backend, int8 against the shared rule bit by bit, and sums against their documented order.
+// Row and elementwise kernels: against the reference backend, int8 against the shared rule bit by bit, and sums against their documented
+// order.
 #include <cmath>
 #include <limits>
 
@@ -129,9 +130,8 @@ TEST("cuda rows: rms_norm is its documented order bit by bit, and the reference'
                                          Tensor(reference.data(), DType::f32, {rows, dim}));
       CHECK_CLOSE(want, reference, 1e-6, 1e-30);
       const DeviceArray<float> dx(x), dw(w);
-      check_outputs(want, rows, dim, "rms_norm of " + std::to_string(dim), [&](const ActOut& out) {
-        require_ok(api().rms_norm({dx.get(), dw.get(), out, rows, dim, offset, 1e-6f}, context()));
-      });
+      check_outputs(want, rows, dim, "rms_norm of " + std::to_string(dim),
+                    [&](const ActOut& out) { require_ok(api().rms_norm({dx.get(), dw.get(), out, rows, dim, offset, 1e-6f}, context())); });
       // In place, and with nothing aligned.
       require_ok(api().rms_norm({dx.get(), dw.get(), cuda::act_f32(dx.get()), rows, dim, offset, 1e-6f}, context()));
       check_bits(dx.download(), want, "rms_norm in place of " + std::to_string(dim));
@@ -151,7 +151,8 @@ TEST("cuda rows: add_norm is post-norm, add, next norm") {
   for (const int dim : kDims) {
     const int rows = dim > 6000 ? 1 : 2;
     const float offset = 1, eps = 1e-6f;
-    const std::vector<float> x = row_data(int64_t{rows} * dim, 7), branch = row_data(int64_t{rows} * dim, 8), post = row_data(dim, 9), next = row_data(dim, 10);
+    const std::vector<float> x = row_data(int64_t{rows} * dim, 7), branch = row_data(int64_t{rows} * dim, 8), post = row_data(dim, 9),
+                             next = row_data(dim, 10);
     DeviceArray<float> dx(x);
     const DeviceArray<float> db(branch), dp(post), dn(next);
     for (const bool with_post : {true, false}) {
@@ -235,7 +236,8 @@ TEST("cuda rows: soft_cap, add and fill on awkward counts, nothing beyond the en
       for (int64_t i = shift; i < count; ++i) want[static_cast<size_t>(i)] += y[static_cast<size_t>(i)];
       check_bits(dx.download(), want, "add of " + std::to_string(count));
       require_ok(api().soft_cap({dx.get() + shift, n, 30}, context()));
-      for (int64_t i = shift; i < count; ++i) want[static_cast<size_t>(i)] = static_cast<float>(30 * std::tanh(double(want[static_cast<size_t>(i)]) / 30));
+      for (int64_t i = shift; i < count; ++i)
+        want[static_cast<size_t>(i)] = static_cast<float>(30 * std::tanh(double(want[static_cast<size_t>(i)]) / 30));
       CHECK_CLOSE(dx.download(), want, 4e-7, 1e-40);
       require_ok(api().fill({dx.get() + shift, n, -2.5f}, context()));
       std::fill(want.begin() + shift, want.begin() + count, -2.5f);
@@ -251,7 +253,7 @@ TEST("cuda rows: quantize, row_absmax and per-sequence scales are the shared int
   for (const int dim : {1, 7, 20, 129, 1152, 4096, 4097, 21504}) {
     const int rows = 5;
     std::vector<float> x = row_data(int64_t{rows} * dim, 31);
-    std::fill(x.begin() + 2 * dim, x.begin() + 3 * dim, 0.0f);                        // a row of zeros: the smallest scale
+    std::fill(x.begin() + 2 * dim, x.begin() + 3 * dim, 0.0f);  // a row of zeros: the smallest scale
     for (int i = 0; i < dim; ++i) x[static_cast<size_t>(3 * dim + i)] = static_cast<float>(i % 255 - 127) + 0.5f;  // ties
     std::vector<uint16_t> narrow(x.size());
     std::vector<float> widened(x.size());
@@ -270,12 +272,14 @@ TEST("cuda rows: quantize, row_absmax and per-sequence scales are the shared int
     const DeviceArray<int32_t> starts(std::vector<int32_t>{0, 2, 2, 5});
     for (const bool wide : {true, false}) {
       const std::vector<float>& values = wide ? x : widened;
-      require_ok(api().row_absmax({wide ? static_cast<const void*>(dx.get()) : dn.get(), wide ? ActType::f32 : ActType::bf16, absmax.get(), rows, dim}, context()));
+      require_ok(api().row_absmax(
+          {wide ? static_cast<const void*>(dx.get()) : dn.get(), wide ? ActType::f32 : ActType::bf16, absmax.get(), rows, dim}, context()));
       std::vector<float> most(rows), of_sequence(rows);
       for (int r = 0; r < rows; ++r) {
         most[static_cast<size_t>(r)] = absolute_max(&values[static_cast<size_t>(r) * dim], dim);
         const int first = r < 2 ? 0 : 2, end = r < 2 ? 2 : 5;
-        of_sequence[static_cast<size_t>(r)] = int8_scale(absolute_max(&values[static_cast<size_t>(first) * dim], int64_t{end - first} * dim));
+        of_sequence[static_cast<size_t>(r)] =
+            int8_scale(absolute_max(&values[static_cast<size_t>(first) * dim], int64_t{end - first} * dim));
       }
       check_bits(absmax.download(), most, "row_absmax");
       require_ok(api().sequence_scales({absmax.get(), starts.get(), scales.get(), 3}, context()));
@@ -312,7 +316,8 @@ TEST("cuda rows: rope_angles within one unit of the last place up to position 13
       const double angle = static_cast<float>(positions[static_cast<size_t>(i / half)]) * inv_freq[static_cast<size_t>(i % half)];
       const float got_c = c[static_cast<size_t>(i)], got_s = s[static_cast<size_t>(i)];
       CHECK_MSG(units(got_c, std::cos(angle)) <= 0.51, "cos(" << angle << ") is " << got_c << ", want " << std::cos(angle));
-      CHECK_MSG(angle == 0 ? got_s == 0 : units(got_s, std::sin(angle)) <= 0.51, "sin(" << angle << ") is " << got_s << ", want " << std::sin(angle));
+      CHECK_MSG(angle == 0 ? got_s == 0 : units(got_s, std::sin(angle)) <= 0.51,
+                "sin(" << angle << ") is " << got_s << ", want " << std::sin(angle));
     }
     std::vector<float> x = row_data(int64_t{tokens} * heads * 2 * half, 51);
     const DeviceArray<float> dx(x);
@@ -345,7 +350,8 @@ TEST("cuda rows: any order of threads and blocks gives the same bits") {
     emulator::set_schedule(seed);
     const DeviceArray<float> dx(x), db(x), dw(w), scales(rows), out(x.size());
     const DeviceArray<int8_t> q(x.size());
-    require_ok(api().add_norm({dx.get(), db.get(), dw.get(), dw.get(), cuda::act_int8_per_row(q.get(), scales.get()), rows, dim, 1, 1e-6f}, context()));
+    require_ok(api().add_norm({dx.get(), db.get(), dw.get(), dw.get(), cuda::act_int8_per_row(q.get(), scales.get()), rows, dim, 1, 1e-6f},
+                              context()));
     require_ok(api().geglu({dx.get(), db.get(), cuda::act_f32(out.get()), rows, dim, false}, context()));
     std::vector<float> got = dx.download();
     for (const int8_t v : q.download()) got.push_back(v);

@@ -1,4 +1,6 @@
 // The device sampler against native/ops/sampling.cc, token for token: random settings, adversarial logits, golden data.
+#include "ops/sampling.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -8,7 +10,6 @@
 #include "formats/json.h"
 #include "formats/mapped_file.h"
 #include "formats/safetensors.h"
-#include "ops/sampling.h"
 #ifdef LAPIDARY_EMULATED
 #include "emulator/control.h"
 #endif
@@ -130,9 +131,10 @@ class Sampler {
 std::string describe(const Row& row) {
   std::ostringstream os;
   const SamplingSettings& s = row.settings;
-  os << "vocab " << row.logits.size() << ", temperature " << s.temperature << ", k " << s.top_k << ", p " << s.top_p << ", min-p " << s.min_p
-     << ", penalties " << s.repetition_penalty << " " << s.presence_penalty << " " << s.frequency_penalty << ", bias " << s.logit_bias.size()
-     << ", history " << row.history.size() << ", mask " << row.mask.size() << ", seed " << row.seed << ":" << row.counter;
+  os << "vocab " << row.logits.size() << ", temperature " << s.temperature << ", k " << s.top_k << ", p " << s.top_p << ", min-p "
+     << s.min_p << ", penalties " << s.repetition_penalty << " " << s.presence_penalty << " " << s.frequency_penalty << ", bias "
+     << s.logit_bias.size() << ", history " << row.history.size() << ", mask " << row.mask.size() << ", seed " << row.seed << ":"
+     << row.counter;
   return os.str();
 }
 
@@ -144,22 +146,25 @@ void check_rows(const std::vector<Row>& rows, const std::vector<DeviceResult>& g
       want = sample_token(rows[r].logits, rows[r].request());
     } catch (const Error& e) {
       const std::string text = e.what();
-      const cuda::SampleError error = text.find("damaged") != std::string::npos       ? cuda::SampleError::bad_logit
+      const cuda::SampleError error = text.find("damaged") != std::string::npos            ? cuda::SampleError::bad_logit
                                       : text.find("beyond the range") != std::string::npos ? cuda::SampleError::beyond_range
                                                                                            : cuda::SampleError::no_token;
       CHECK_MSG(got[r].token.error == error, describe(rows[r]) << ": error " << static_cast<int>(got[r].token.error) << ", want " << text);
       if (error == cuda::SampleError::bad_logit) {
-        CHECK_MSG(text.find("token " + std::to_string(got[r].token.id) + " ") != std::string::npos, "names token " << got[r].token.id << ": " << text);
+        CHECK_MSG(text.find("token " + std::to_string(got[r].token.id) + " ") != std::string::npos,
+                  "names token " << got[r].token.id << ": " << text);
       }
       continue;
     }
     CHECK_MSG(got[r].token.error == cuda::SampleError::none, describe(rows[r]) << ": error " << static_cast<int>(got[r].token.error));
     CHECK_MSG(got[r].token.id == want.id, describe(rows[r]) << ": token " << got[r].token.id << ", want " << want.id);
     if (rows[r].top_logprobs < 0) continue;
-    CHECK_MSG(std::abs(got[r].token.logprob - want.logprob) <= 1e-5, describe(rows[r]) << ": logprob " << got[r].token.logprob << ", want " << want.logprob);
+    CHECK_MSG(std::abs(got[r].token.logprob - want.logprob) <= 1e-5,
+              describe(rows[r]) << ": logprob " << got[r].token.logprob << ", want " << want.logprob);
     REQUIRE(got[r].top.size() == want.top.size());
     for (size_t i = 0; i < want.top.size(); ++i) {
-      CHECK_MSG(got[r].top[i].id == want.top[i].id, describe(rows[r]) << ": top " << i << " is " << got[r].top[i].id << ", want " << want.top[i].id);
+      CHECK_MSG(got[r].top[i].id == want.top[i].id, describe(rows[r])
+                                                        << ": top " << i << " is " << got[r].top[i].id << ", want " << want.top[i].id);
       const bool same = got[r].top[i].logprob == want.top[i].logprob || std::abs(got[r].top[i].logprob - want.top[i].logprob) <= 1e-5;
       CHECK_MSG(same, describe(rows[r]) << ": top logprob " << i << " is " << got[r].top[i].logprob << ", want " << want.top[i].logprob);
     }
@@ -173,7 +178,9 @@ class Dice {
   bool chance(int in) { return below(in) == 0; }
   float normal() { return std::normal_distribution<float>()(random_); }
   template <class T>
-  T pick(std::initializer_list<T> from) { return from.begin()[below(static_cast<int>(from.size()))]; }
+  T pick(std::initializer_list<T> from) {
+    return from.begin()[below(static_cast<int>(from.size()))];
+  }
   uint64_t bits() { return static_cast<uint64_t>(random_()) << 32 | random_(); }
 
  private:
@@ -186,11 +193,11 @@ std::vector<float> random_logits(int vocab, Dice& dice) {
   const float deviation = dice.pick({0.01f, 1.0f, 3.0f, 12.0f}), centre = dice.pick({0.0f, -20.0f, 15.0f});
   for (float& v : x) {
     v = centre + deviation * dice.normal();
-    if (kind == 1) v = std::round(v * 4) / 4;                    // many ties
-    if (kind == 2) v = 3.5f;                                     // all equal
-    if (kind == 3) v = dice.chance(2) ? 0.0f : -0.0f;            // equal, of both signs
-    if (kind == 4) v = dice.normal() * 1e-40f;                   // subnormal
-    if (kind == 5 && dice.chance(3)) v = -kInfinity;             // excluded by the model
+    if (kind == 1) v = std::round(v * 4) / 4;          // many ties
+    if (kind == 2) v = 3.5f;                           // all equal
+    if (kind == 3) v = dice.chance(2) ? 0.0f : -0.0f;  // equal, of both signs
+    if (kind == 4) v = dice.normal() * 1e-40f;         // subnormal
+    if (kind == 5 && dice.chance(3)) v = -kInfinity;   // excluded by the model
   }
   if (kind == 6) x[static_cast<size_t>(dice.below(vocab))] = 1e4f;  // one huge
   if (kind == 5) x[static_cast<size_t>(dice.below(vocab))] = 1;     // at least one
@@ -215,12 +222,14 @@ Row random_row(int vocab, Dice& dice) {
     s.frequency_penalty = dice.pick({0.0f, 0.125f, 1.5f});
   }
   if (dice.chance(3)) {
-    for (int i = dice.pick({1, 4, 40}); i > 0; --i) s.logit_bias.push_back({dice.below(std::min(vocab, dice.pick({5, vocab}))), dice.pick({-kInfinity, 2.5f, -1.0f, 0.3f})});
+    for (int i = dice.pick({1, 4, 40}); i > 0; --i)
+      s.logit_bias.push_back({dice.below(std::min(vocab, dice.pick({5, vocab}))), dice.pick({-kInfinity, 2.5f, -1.0f, 0.3f})});
   }
   if (dice.chance(3)) {
     row.mask.resize(static_cast<size_t>((vocab + 31) / 32));
     const int kind = dice.below(3);
-    for (uint32_t& word : row.mask) word = kind == 0 ? ~0u : kind == 1 ? static_cast<uint32_t>(dice.bits()) : dice.chance(20) ? 1u << dice.below(32) : 0;
+    for (uint32_t& word : row.mask)
+      word = kind == 0 ? ~0u : kind == 1 ? static_cast<uint32_t>(dice.bits()) : dice.chance(20) ? 1u << dice.below(32) : 0;
   }
   row.seed = dice.bits();
   row.counter = dice.chance(2) ? static_cast<uint64_t>(dice.below(100)) : dice.bits();
@@ -240,8 +249,8 @@ std::vector<T> values(const TensorFile& file, const std::string& name) {
 
 TEST("cuda sampling: random rows, settings and batches draw the reference's tokens") {
   Dice dice(2024);
-  for (const auto& [vocab, calls] : std::vector<std::pair<int, int>>{
-           {1, 8}, {2, 12}, {31, 20}, {257, 40}, {2047, 20}, {2048, 12}, {2049, 20}, {5000, 20}, {20011, 4}}) {
+  for (const auto& [vocab, calls] :
+       std::vector<std::pair<int, int>>{{1, 8}, {2, 12}, {31, 20}, {257, 40}, {2047, 20}, {2048, 12}, {2049, 20}, {5000, 20}, {20011, 4}}) {
     constexpr int kMostRows = 9;
     Sampler sampler(kMostRows, vocab);
     for (int call = 0; call < calls; ++call) {
@@ -262,7 +271,8 @@ TEST("cuda sampling: many draws of one distribution follow the reference draw by
     for (float& v : x) v = 2 * dice.normal();
     return x;
   }();
-  for (const auto& [k, p, min_p] : std::vector<std::tuple<int64_t, float, float>>{{0, 1, 0}, {40, 1, 0}, {0, 0.9f, 0}, {200, 0.95f, 0.001f}, {0, 1, 0.02f}}) {
+  for (const auto& [k, p, min_p] :
+       std::vector<std::tuple<int64_t, float, float>>{{0, 1, 0}, {40, 1, 0}, {0, 0.9f, 0}, {200, 0.95f, 0.001f}, {0, 1, 0.02f}}) {
     for (size_t i = 0; i < rows.size(); ++i) {
       rows[i].logits = logits;
       rows[i].settings.top_k = k, rows[i].settings.top_p = p, rows[i].settings.min_p = min_p;
@@ -281,7 +291,7 @@ TEST("cuda sampling: more candidates than the list has room for are searched in 
     row.logits.assign(static_cast<size_t>(vocab), 0);
     row.seed = dice.bits();
   }
-  rows[0].settings.top_p = 0.7f;                     // all equal: the cut is among equals, by id
+  rows[0].settings.top_p = 0.7f;                         // all equal: the cut is among equals, by id
   rows[1].settings.top_k = 5, rows[1].top_logprobs = 9;  // all equal: all stay
   rows[2].settings.top_k = vocab - 1, rows[2].settings.top_p = 0.5f;
   rows[3].settings.top_p = 0.999f, rows[3].settings.min_p = 0.5f;
@@ -377,7 +387,8 @@ TEST("cuda sampling: golden settings draw the reference's tokens, all of them in
     check_rows(rows, got);
     for (const DeviceResult& r : got) {
       REQUIRE(r.token.id >= 0 && r.token.id < static_cast<int32_t>(golden_probabilities.size()));
-      CHECK_MSG(golden_probabilities[static_cast<size_t>(r.token.id)] > 0, name << ": token " << r.token.id << " has no probability and was drawn");
+      CHECK_MSG(golden_probabilities[static_cast<size_t>(r.token.id)] > 0,
+                name << ": token " << r.token.id << " has no probability and was drawn");
     }
   }
 }
@@ -393,8 +404,10 @@ TEST("cuda sampling: rows that the plan does not cover say so, and what does not
   cuda::SampleParams p = {};
   p.logits = logits.get(), p.settings = settings.get(), p.out = out.get(), p.workspace = workspace.get();
   p.stride = vocab, p.rows = 1, p.vocab = vocab, p.max_rows = 1;
-  for (const auto& [draws, nucleus, error] : std::vector<std::tuple<bool, bool, cuda::SampleError>>{
-           {false, false, cuda::SampleError::unplanned}, {true, false, cuda::SampleError::unplanned}, {true, true, cuda::SampleError::none}}) {
+  for (const auto& [draws, nucleus, error] :
+       std::vector<std::tuple<bool, bool, cuda::SampleError>>{{false, false, cuda::SampleError::unplanned},
+                                                              {true, false, cuda::SampleError::unplanned},
+                                                              {true, true, cuda::SampleError::none}}) {
     p.needs.draws = draws, p.needs.nucleus = nucleus;
     require_ok(api().sample(p, context()));
     CHECK(out.download()[0].error == error);

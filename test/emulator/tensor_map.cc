@@ -1,10 +1,11 @@
 // Bulk copies: contiguous ones, and boxes of tensors placed in shared memory with the hardware's swizzle, zeros outside the tensor.
+#include "emulator/tensor_map.h"
+
 #include <algorithm>
 #include <cstring>
 #include <string>
 
 #include "emulator/core.h"
-#include "emulator/tensor_map.h"
 
 namespace lapidary::emulator {
 

@@ -10,7 +10,10 @@ const places = ['reference', 'cpu', ...(ops.devices().some((d) => d.kind === 'cu
 /** Numbers that repeat from run to run, about normal. */
 function bells(count, seed) {
   let state = seed * 2654435761 + 1 >>> 0
-  const next = () => ((state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 31) - 1
+  const next = () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+    return state / 2 ** 31 - 1
+  }
   return Float32Array.from({ length: count }, () => next() + next() + next())
 }
 const norm = (x) => Math.sqrt(x.reduce((s, v) => s + v * v, 0))
@@ -28,7 +31,7 @@ for (const device of places) {
     const x = await from(bells(12, 1), [3, 4])
     assert.deepEqual([x.shape, x.dtype, x.device, x.size], [[3, 4], 'f32', device, 12])
     assert.deepEqual(await x.toArray(), bells(12, 1))
-    const rounded = await (await from(Float32Array.of(1, 1.00390625, -3.1415927, NaN, 1 + 2 ** -8), [5], 'bf16')).toArray()
+    const rounded = await (await from(Float32Array.of(1, 1.00390625, -Math.PI, NaN, 1 + 2 ** -8), [5], 'bf16')).toArray()
     assert.deepEqual([...rounded], [1, 1, -3.140625, NaN, 1])
     assert.deepEqual(await (await from(Int8Array.of(-128, 127), [2])).toArray(), Int8Array.of(-128, 127))
     assert.deepEqual(await (await Tensor.zeros([2], { device, dtype: 'i32' })).toArray(), new Int32Array(2))
@@ -143,6 +146,21 @@ for (const device of places) {
     await rejects(ops.add(a, await Tensor.from(bells(6, 1), [2, 3], { device: device === 'cpu' ? 'reference' : 'cpu' })), 'invalid_argument', /one device/)
   })
 }
+
+test('peaks: the processor measured, within what a core can do', async () => {
+  const { cores } = ops.devices().find((d) => d.kind === 'cpu')
+  const p = await ops.peaks({ device: 'cpu', seconds: 0.02 })
+  assert.equal(p.source, 'measured')
+  // Far above what memory gives a core, and what its widest units do in a cycle at 7 GHz: a loop that the compiler threw out would be beyond these.
+  const most = { bandwidth: 2e11, f32: 128 * 7e9, int8: 1024 * 7e9, bf16: 512 * 7e9 }
+  for (const [name, perCore] of Object.entries(most)) {
+    if (name === 'bf16' && p.bf16 === null) continue
+    assert.ok(p[name] > 1e7 && p[name] < perCore * cores, `${name}: ${p[name]} on ${cores} cores`)
+  }
+  assert.ok(p.cacheBytes === null || (p.cacheBytes >= 2 ** 17 && Number.isInteger(p.cacheBytes)), `cacheBytes: ${p.cacheBytes}`)
+  assert.deepEqual(Object.keys(await ops.peaks({ device: 'reference', seconds: 0.001 })), Object.keys(p), 'the reference runs on the processor')
+  await rejects(ops.peaks({ seconds: 0 }), 'invalid_argument', /seconds must be a finite number above 0/)
+})
 
 test('require gives the same operations', async () => {
   const required = createRequire(import.meta.url)('lapidary/ops')

@@ -1,7 +1,10 @@
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
+#include <string>
+#include <vector>
 
 #include "check.h"
 
@@ -75,20 +78,50 @@ void expect_close(const char* file, int line, std::span<const float> got, std::s
 
 }  // namespace lapidary::test
 
+// LAPIDARY_TEST_SHARD=1/3: every third case, from the second. So that processes share a long suite.
+struct Shard {
+  int index = 0, count = 1;
+};
+static Shard shard_of_environment() {
+  Shard shard;
+  const char* text = std::getenv("LAPIDARY_TEST_SHARD");
+  if (text &&
+      (std::sscanf(text, "%d/%d", &shard.index, &shard.count) != 2 || shard.count < 1 || shard.index < 0 || shard.index >= shard.count)) {
+    std::fprintf(stderr, "LAPIDARY_TEST_SHARD is %s, expected INDEX/COUNT\n", text);
+    std::exit(2);
+  }
+  return shard;
+}
+
+// Arguments: parts of names that are wanted (none: all), and after a '-' parts of names that are not.
+static bool is_wanted(const std::string& name, const std::vector<std::string>& filters) {
+  bool any = false, wanted = false;
+  for (const std::string& filter : filters) {
+    if (filter.starts_with('-') && name.find(filter.substr(1)) != std::string::npos) return false;
+    if (filter.starts_with('-')) continue;
+    any = true;
+    wanted |= name.find(filter) != std::string::npos;
+  }
+  return wanted || !any;
+}
+
 int main(int argc, char** argv) {
   using namespace lapidary::test;
-  const std::string filter = argc > 1 ? argv[1] : "";
-  int passed = 0, failed = 0;
+  const std::vector<std::string> filters(argv + 1, argv + argc);
+  const Shard shard = shard_of_environment();
+  int passed = 0, failed = 0, number = 0;
   for (const Case& c : cases()) {
-    if (c.name.find(filter) == std::string::npos) continue;
+    if (!is_wanted(c.name, filters) || number++ % shard.count != shard.index) continue;
     failures_in_case = 0;
+    const auto start = std::chrono::steady_clock::now();
     try {
       c.body();
     } catch (const LeaveCase&) {
     } catch (const std::exception& e) {
       record_failure("exception", 0, e.what());
     }
-    std::printf("%s %s\n", failures_in_case ? "FAIL" : "ok  ", c.name.c_str());
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    std::printf(seconds < 1 ? "%s %s\n" : "%s %s (%.1f s)\n", failures_in_case ? "FAIL" : "ok  ", c.name.c_str(), seconds);
     std::fflush(stdout);
     (failures_in_case ? failed : passed)++;
   }

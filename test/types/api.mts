@@ -3,6 +3,7 @@ import {
   type Chat, type Device, type ErrorCode, type GenerateResult, type GeneratedPart, type Inspection, LapidaryError, type MemoryEstimate, type Message,
   type Model, type Run, type Tokenizer, devices, estimateMemory, inspect, loadModel, loadTokenizer, probabilities,
 } from 'lapidary'
+import * as ops from 'lapidary/ops'
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
 function same<A, B>(_: Same<A, B>): void {}
@@ -62,4 +63,22 @@ try {
 } catch (error) {
   if (error instanceof LapidaryError) same<typeof error.code, ErrorCode>(true)
 }
-export { batch, estimate, facts, hidden, list, p, text }
+
+const x: ops.Tensor = await ops.Tensor.from(new Float32Array(64), [2, 32], { dtype: 'bf16', device: 'cpu' })
+const { q, scales } = await ops.quantizeRows(x, { scale: 0.5 })
+const product: ops.Tensor = await ops.linear(x, q, { scales, activations: 'token' })
+// @ts-expect-error int8 weights or their activations have three forms
+await ops.linear(x, q, { scales, activations: 'row' })
+// @ts-expect-error no such element type
+await ops.Tensor.zeros([2, 2], { dtype: 'f64' })
+const cache: ops.KvCache = await ops.KvCache.create({ kvHeads: 1, headDim: 32 })
+await ops.attention(x, cache, { window: 8, imageBlocks: [[0, 4]], prefix: { k: x, v: x } })
+// @ts-expect-error a prefix is keys and values
+await ops.attention(x, cache, { prefix: { k: x } })
+const drawn: Int32Array = await ops.sample(product, [{ topK: 2 }, { temperature: 0 }], { seeds: [1, 2n] })
+const peaks: ops.Peaks | null = await ops.peaks({ device: 'auto', seconds: 0.1 })
+same<ops.Peaks['bf16'], number | null>(true)
+same<ops.Peaks['source'], 'measured' | 'datasheet'>(true)
+x.dispose()
+
+export { batch, drawn, estimate, facts, hidden, list, p, peaks, text }

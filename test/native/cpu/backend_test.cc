@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "check.h"
+#include "ops/int8.h"
 #include "ops/ops_data.h"
 
 namespace lapidary {
@@ -85,10 +86,126 @@ TEST("cpu: linear gives equal bits for every instruction set, thread count and b
   }
 }
 
+namespace {
+
+// float(Σ) · (sx · sw), the sum in 64 bits: nothing of the backends' own.
+std::vector<uint8_t> int8_product(const Tensor& x, const Tensor& x_scales, const Linear& w) {
+  const int64_t tokens = x.shape[0], k = w.in(), rows = w.out();
+  Owned out(DType::f32, {tokens, rows});
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t n = 0; n < rows; ++n) {
+      int64_t sum = 0;
+      for (int64_t i = 0; i < k; ++i) sum += int64_t{x.as<int8_t>()[t * k + i]} * w.weight.as<int8_t>()[n * k + i];
+      out.t.as<float>()[t * rows + n] = static_cast<float>(sum) * (x_scales.as<float>()[t] * w.scale.as<float>()[n]);
+    }
+  }
+  return bits_of(out.t);
+}
+
+void check_int8_product(const Tensor& x, const Linear& w) {
+  const int64_t tokens = x.shape[0];
+  const Owned scales = activations(DType::f32, {tokens}, static_cast<uint64_t>(tokens));
+  const std::vector<uint8_t> want = int8_product(x, scales.t, w);
+  for (NamedBackend& b : backends()) {
+    Owned out(DType::f32, {tokens, w.out()});
+    b.backend->matmul_int8(x, scales.t, w, out.t);
+    CHECK_MSG(bits_of(out.t) == want, b.label << ": int8 [" << tokens << ", " << w.in() << "] x " << w.out());
+  }
+}
+
+}  // namespace
+
+TEST("cpu: int8 products are exact for every instruction set, thread count and size") {
+  uint64_t seed = 1;
+  for (int64_t k : {1, 15, 16, 17, 63, 64, 65, 100, 1603}) {
+    for (int64_t rows : {1, 3, 16, 47, 48, 49, 100}) {
+      const Int8Weight w = int8_weight(rows, k, ++seed);
+      for (int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 20, 23, 33})
+        check_int8_product(int8_numbers({tokens, k}, ++seed).t, w.linear);
+    }
+  }
+  // More tokens than share a panel; more columns than a panel has.
+  check_int8_product(int8_numbers({1030, 130}, 1).t, int8_weight(101, 130, 2).linear);
+  check_int8_product(int8_numbers({70, 2500}, 3).t, int8_weight(50, 2500, 4).linear);
+}
+
+TEST("cpu: int8 sums that fill 32 bits are exact") {
+  const int64_t k = (int64_t{1} << 17) - 1, rows = 5;
+  const int8_t extremes[] = {-128, 127, -127, 1, -1};
+  const auto filled = [&](int64_t n) {
+    Owned q = int8_numbers({n, k}, 1);
+    for (int64_t r = 0; r < n; ++r) std::memset(q.t.as<int8_t>() + r * k, extremes[r % 5], static_cast<size_t>(k));
+    return q;
+  };
+  const Owned weight = filled(rows);
+  const Int8Weight scales = int8_weight(rows, 1, 1);
+  for (int64_t tokens : {5, 19}) check_int8_product(filled(tokens).t, {weight.t, nullptr, scales.scale.t});
+}
+
+TEST("cpu: rows are quantised by the int8 rule, for every kind of number") {
+  for (int64_t dim : {1, 15, 16, 17, 63, 64, 65, 100, 1603}) {
+    for (DType act : {DType::f32, DType::bf16}) {
+      Owned x = activations(act, {7, dim}, static_cast<uint64_t>(dim));
+      Random random(static_cast<uint64_t>(dim));
+      for (int64_t i = 0; i < dim; ++i) {
+        set_value(x.t, dim + i, NAN);
+        set_value(x.t, 2 * dim + i, -0.0f);
+        set_value(x.t, 3 * dim + i, std::bit_cast<float>(random.bits()));
+        set_value(x.t, 4 * dim + i, static_cast<float>(static_cast<int>(random.bits() % 255) - 127) / 2);  // ties, where the scale is 1
+      }
+      set_value(x.t, 4 * dim, 127.0f);
+      set_value(x.t, 5 * dim + dim / 2, NAN);
+      set_value(x.t, 6 * dim + dim - 1, INFINITY);
+      const std::vector<float> values = values_of(x.t);
+      for (float fixed : {0.0f, 0.02f, 1e-38f}) {
+        for (NamedBackend& b : backends()) {
+          Owned q(DType::i8, {7, dim}, 1), scales(DType::f32, {7});
+          b.backend->quantize_rows(x.t, fixed, q.t, scales.t);
+          for (int64_t r = 0; r < 7; ++r) {
+            const float* row = values.data() + r * dim;
+            const float scale = fixed > 0 ? fixed : int8_scale(absolute_max(row, dim)), got = scales.t.as<float>()[r];
+            std::vector<int8_t> want(static_cast<size_t>(dim));
+            quantize_int8(row, dim, scale, want.data());
+            CHECK_MSG(got == scale, b.label << ", row " << r << " of " << dim << ": scale " << got << ", not " << scale);
+            CHECK_MSG(std::memcmp(q.t.as<int8_t>() + r * dim, want.data(), want.size()) == 0,
+                      b.label << ", row " << r << " of " << dim << ", fixed scale " << fixed);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST("cpu: int8 projections of one input equal separate ones, whatever the schemes") {
+  const int64_t tokens = 9, in = 100;
+  const Owned x = activations(DType::f32, {tokens, in}, 1), norm_weight = activations(DType::f32, {in}, 2);
+  Int8Weight w[] = {int8_weight(130, in, 3), int8_weight(33, in, 4), int8_weight(20, in, 5)};
+  const auto set = [](Linear& linear, ActScheme scheme, float scale) { linear.activations = scheme, linear.input_scale = scale; };
+  for (int mix = 0; mix < 4; ++mix) {
+    for (Int8Weight& each : w) set(each.linear, mix == 0 ? ActScheme::token : ActScheme::fixed, 0.05f);
+    if (mix == 2) set(w[1].linear, ActScheme::fixed, 0.06f);
+    if (mix == 3) set(w[1].linear, ActScheme::token, 0), set(w[2].linear, ActScheme::none, 0);
+    for (NamedBackend& b : backends()) {
+      Owned normed(DType::bf16, {tokens, in}), q(DType::f32, {tokens, 130}), k(DType::f32, {tokens, 33}), v(DType::f32, {tokens, 20});
+      Workspace ws{normed.t, q.t, k.t, v.t, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+      b.backend->attention_input(x.t, {norm_weight.t, 1, 1e-6f}, w[0].linear, w[1].linear, w[2].linear, ws);
+      const Owned* together[] = {&q, &k, &v};
+      for (int i = 0; i < 3; ++i) {
+        Owned alone(DType::f32, {tokens, w[i].linear.out()});
+        b.backend->linear(normed.t, w[i].linear, alone.t);
+        CHECK_MSG(bits_of(alone.t) == bits_of(together[i]->t), b.label << ", mix " << mix << ", projection " << i);
+      }
+    }
+  }
+}
+
 TEST("cpu: linear, zero tokens") {
   const Owned w = weights(DType::f32, 4, 16, 1);
   float nothing = 0;
   make_cpu_backend(2)->linear(Tensor(&nothing, DType::f32, {0, 16}), {w.t, nullptr}, Tensor(&nothing, DType::f32, {0, 4}));
+  Int8Weight int8 = int8_weight(4, 16, 1);
+  int8.linear.activations = ActScheme::token;
+  make_cpu_backend(2)->linear(Tensor(&nothing, DType::f32, {0, 16}), int8.linear, Tensor(&nothing, DType::f32, {0, 4}));
 }
 
 TEST("cpu: elementwise operations and norms give equal bits") {

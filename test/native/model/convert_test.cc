@@ -58,7 +58,8 @@ TEST("convert: int8 at load, a trained model's distribution") {
     double sum = 0;
     for (int text = 0; text < 4; ++text) {
       const std::string prefix = "text" + std::to_string(text);
-      const std::vector<float> truth = expected.floats(prefix + ".last8_logits_f32"), all = logits_of(model, Precision::f32, expected.ids(prefix + ".ids"));
+      const std::vector<float> truth = expected.floats(prefix + ".last8_logits_f32"),
+                               all = logits_of(model, Precision::f32, expected.ids(prefix + ".ids"));
       sum += mean_kl(truth, std::span(all).last(8 * vocab), vocab) / 4;
     }
     CHECK_MSG(sum > 0 && sum <= 0.01, name << ": mean KL " << sum << " nats");

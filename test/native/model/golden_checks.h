@@ -54,7 +54,8 @@ inline Loaded load(const std::string& path, const std::string& backend) {
   return model;
 }
 
-inline std::vector<float> logits_of(const Loaded& model, Precision precision, std::span<const int32_t> ids, int64_t chunk = 0, bool ring = false) {
+inline std::vector<float> logits_of(const Loaded& model, Precision precision, std::span<const int32_t> ids, int64_t chunk = 0,
+                                    bool ring = false) {
   const auto tokens = static_cast<int64_t>(ids.size());
   return Runner(*model.backend, *model.weights, precision, tokens, chunk == 0 ? tokens : chunk, ring).append(ids);
 }

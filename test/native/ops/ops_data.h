@@ -108,6 +108,27 @@ inline Owned weights(DType dtype, int64_t out, int64_t in, uint64_t seed) {
   return w;
 }
 
+// Any int8, at an odd address; -128, which the int8 rule never gives, among them.
+inline Owned int8_numbers(std::initializer_list<int64_t> dims, uint64_t seed) {
+  Owned q(DType::i8, dims, 1);
+  Random random(seed);
+  for (int64_t i = 0; i < q.t.elements(); ++i) q.t.as<int8_t>()[i] = static_cast<int8_t>(random.bits() >> 8);
+  return q;
+}
+
+struct Int8Weight {
+  Owned q, scale;
+  Linear linear;
+};
+
+inline Int8Weight int8_weight(int64_t out, int64_t in, uint64_t seed) {
+  Int8Weight w{int8_numbers({out, in}, seed), Owned(DType::f32, {out}), {}};
+  Random random(seed + 1);
+  for (int64_t n = 0; n < out; ++n) w.scale.t.as<float>()[n] = 0.001f + 0.01f * std::abs(random.symmetric());
+  w.linear = {w.q.t, nullptr, w.scale.t};
+  return w;
+}
+
 inline std::vector<std::string> instruction_sets(const std::string& spaced) {
   std::vector<std::string> names(1);
   for (char c : spaced) c == ' ' ? names.emplace_back() : (names.back() += c, names.back());

@@ -243,24 +243,6 @@ TEST("ops: attention against the reference, over windows, groups, head sizes and
 
 // --- int8 ---------------------------------------------------------------------------------------------------------------
 
-namespace {
-
-struct Int8Weight {
-  Owned q, scale;
-  Linear linear;
-};
-
-Int8Weight int8_weight(int64_t out, int64_t in, uint64_t seed) {
-  Int8Weight w{Owned(DType::i8, {out, in}, 1), Owned(DType::f32, {out}), {}};
-  Random random(seed);
-  for (int64_t i = 0; i < out * in; ++i) w.q.t.as<int8_t>()[i] = static_cast<int8_t>(static_cast<int>(random.bits() % 255) - 127);
-  for (int64_t n = 0; n < out; ++n) w.scale.t.as<float>()[n] = 0.001f + 0.01f * std::abs(random.symmetric());
-  w.linear = {w.q.t, nullptr, w.scale.t};
-  return w;
-}
-
-}  // namespace
-
 TEST("ops: quantize_rows follows the int8 rule") {
   // By hand: scale 2 / 127; 1 / scale = 63.5 exactly; ties go to even.
   const float row[] = {2, -2, 0, -0.0f, 1, 1.5f / 63.5f, 2.5f / 63.5f, -0.5f / 63.5f, NAN};
@@ -279,7 +261,8 @@ TEST("ops: quantize_rows follows the int8 rule") {
         std::memset(t.data, 0, static_cast<size_t>(t.bytes()));
         Owned q(DType::i8, {5, 137}), scales(DType::f32, {5});
         b.quantize_rows(data.t, fixed, q.t, scales.t);
-        for (int64_t i = 0; i < 5 * 34; ++i) t.as<float>()[i / 34 * 36 + i % 34] = static_cast<float>(q.t.as<int8_t>()[i / 34 * 137 + i % 34]);
+        for (int64_t i = 0; i < 5 * 34; ++i)
+          t.as<float>()[i / 34 * 36 + i % 34] = static_cast<float>(q.t.as<int8_t>()[i / 34 * 137 + i % 34]);
         for (int64_t r = 0; r < 5; ++r) t.as<float>()[r * t.shape[1] + 34] = scales.t.as<float>()[r];
       });
     }
@@ -329,9 +312,9 @@ Owned bells(std::initializer_list<int64_t> dims, uint64_t seed) {
 
 // One sequence of `tokens` in one step, with extras; pages in a row. Gives [tokens, heads * dim].
 std::vector<float> attend_with(Backend& b, AttentionShape shape, int64_t tokens, DType kv, const AttentionExtras& extras) {
-  const int64_t heads = shape.num_heads, kv_heads = shape.num_kv_heads, dim = shape.head_dim, count = (tokens + kPageTokens - 1) / kPageTokens;
-  const Owned q = bells({tokens, heads * dim}, 1), k = bells({tokens, kv_heads * dim}, 2),
-              v = bells({tokens, kv_heads * dim}, 3);
+  const int64_t heads = shape.num_heads, kv_heads = shape.num_kv_heads, dim = shape.head_dim,
+                count = (tokens + kPageTokens - 1) / kPageTokens;
+  const Owned q = bells({tokens, heads * dim}, 1), k = bells({tokens, kv_heads * dim}, 2), v = bells({tokens, kv_heads * dim}, 3);
   Owned memory(DType::u8, {count, kv_page_bytes(kv, kv_heads, dim)}), out(DType::f32, {tokens, heads * dim});
   std::vector<void*> pages;
   for (int64_t p = 0; p < count; ++p) pages.push_back(memory.t.rows(p, 1).data);
@@ -353,8 +336,7 @@ TEST("ops: a prefix is attended like earlier keys, whatever the window") {
   const auto reference = make_reference_backend();
 
   // The same keys as ordinary tokens before the text.
-  const Owned q = bells({tokens, heads * dim}, 1), k = bells({tokens, kv_heads * dim}, 2),
-              v = bells({tokens, kv_heads * dim}, 3);
+  const Owned q = bells({tokens, heads * dim}, 1), k = bells({tokens, kv_heads * dim}, 2), v = bells({tokens, kv_heads * dim}, 3);
   Owned pages_memory(DType::f32, {1, 2 * kv_heads * kPageTokens * dim}), all_k(DType::f32, {tokens + slots, kv_heads * dim}),
       all_v(DType::f32, {tokens + slots, kv_heads * dim}), all_q(DType::f32, {tokens + slots, heads * dim}),
       out(DType::f32, {tokens + slots, heads * dim});
@@ -398,7 +380,8 @@ TEST("ops: tokens of one picture see each other") {
   AttentionExtras extras;
   extras.image_blocks = blocks;
   const auto reference = make_reference_backend();
-  const std::vector<float> with = attend_with(*reference, shape, 30, DType::f32, extras), without = attend_with(*reference, shape, 30, DType::f32, {});
+  const std::vector<float> with = attend_with(*reference, shape, 30, DType::f32, extras),
+                           without = attend_with(*reference, shape, 30, DType::f32, {});
   for (int64_t t = 0; t < 30; ++t) {
     const std::span<const float> a(with.data() + t * 16, 16), b(without.data() + t * 16, 16);
     CHECK_MSG((relative_error(a, b) > 1e-3) == (t >= 10 && t < 22), "token " << t);
@@ -409,7 +392,8 @@ TEST("ops: tokens of one picture see each other") {
 TEST("ops: an int8 cache is close to the f32 one") {
   const AttentionShape shape{4, 2, 32, 0.2f, 0, 50};
   const auto reference = make_reference_backend();
-  const double error = relative_error(attend_with(*reference, shape, 130, DType::i8, {}), attend_with(*reference, shape, 130, DType::f32, {}));
+  const double error =
+      relative_error(attend_with(*reference, shape, 130, DType::i8, {}), attend_with(*reference, shape, 130, DType::f32, {}));
   CHECK_MSG(error > 0 && error < 0.03, "relative error " << error);
 }
 
