@@ -180,7 +180,7 @@ void Attention::decode(AttentionDecodeParams p, const Parts& parts, const Attent
   const DeviceFacts& facts = device_->facts();
   p.partials = static_cast<float*>(partials_.at_least(static_cast<size_t>(attention_decode_workspace_bytes(p, facts))));
   p.counters = static_cast<int32_t*>(counters_.at_least(static_cast<size_t>(attention_decode_counters(p, facts)) * 4));
-  device_->check(device_->api().attention_decode(p, device_->context()));
+  device_->check(device_->api().attention_decode(p, device_->chained()));
 }
 
 void Attention::prefill(const uint16_t* q, const uint16_t* q_prefix, int64_t tokens, const Parts& parts,

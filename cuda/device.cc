@@ -33,6 +33,8 @@ DeviceState::DeviceState(const Api& api, int ordinal) : api_(api) {
          "; 8.0 or newer is needed");
   context_.device = &facts_;
   check(api_.device.stream_create(&context_.stream));
+  chained_ = context_;
+  chained_.dependent = facts_.has_clusters();
 }
 
 DeviceState::~DeviceState() {

@@ -30,6 +30,8 @@ class DeviceState : public std::enable_shared_from_this<DeviceState> {
   const Api& api() const { return api_; }
   const DeviceFacts& facts() const { return facts_; }
   const LaunchContext& context() const { return context_; }
+  // For kernels that wait for the previous grid themselves and have something to load before: they may start while it still runs.
+  const LaunchContext& chained() const { return chained_; }
   Stream stream() const { return context_.stream; }
 
   // Makes this device the calling thread's. Error(cuda) once the context is lost.
@@ -47,7 +49,7 @@ class DeviceState : public std::enable_shared_from_this<DeviceState> {
  private:
   const Api& api_;
   DeviceFacts facts_;
-  LaunchContext context_;
+  LaunchContext context_, chained_;
   std::mutex mutex_;
   std::string lost_;  // the reason, once the context is gone
 };

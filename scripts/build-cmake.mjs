@@ -1,7 +1,7 @@
 // `npm run build:cmake`: the addon by cmake-js and CMakeLists.txt, into build/cmake; loads it to see that it works.
 import { createRequire } from 'node:module'
 import path from 'node:path'
-import { jobs, runBuildCommand } from './build-addon.mjs'
+import { jobs, runBuildCommand } from './build-commands.mjs'
 import { root } from './setup.mjs'
 
 export async function buildWithCMake({ onLine } = {}) {

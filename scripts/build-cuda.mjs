@@ -8,7 +8,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { buildEnvironment, jobs } from './build-addon.mjs'
+import { buildEnvironment, jobs } from './build-commands.mjs'
 import { findToolkit } from './cuda-toolkit.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))

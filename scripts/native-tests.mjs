@@ -1,6 +1,6 @@
 // C++ programs in a folder of their own, by gyp and make alone (no Node headers, no CMake): the tests and the fuzzer under sanitizers.
 import path from 'node:path'
-import { buildEnvironment, checkTools, jobs, runBuildCommand } from './build-addon.mjs'
+import { buildEnvironment, checkTools, jobs, runBuildCommand } from './build-commands.mjs'
 import { root } from './setup.mjs'
 
 /** Builds targets of binding.gyp into `name`, without the addon: no Node headers are needed. Gives the folder of the programs. */

@@ -10,7 +10,7 @@ const stampFile = path.join(root, 'build', 'stamps.json')
 
 const sources = {
   lib: ['lib', 'tsconfig.json', 'scripts/build-ts.mjs', 'package.json'],
-  addon: ['native', 'cuda', 'binding.gyp', 'scripts/build-addon.mjs', 'scripts/node-headers.mjs', 'package.json'],
+  addon: ['native', 'cuda', 'binding.gyp', 'scripts/build-addon.mjs', 'scripts/build-commands.mjs', 'scripts/node-headers.mjs', 'package.json'],
   tests: ['native', 'cuda', 'test/native', 'test/fuzz', 'test/cuda', 'test/emulator', 'bench/gpu', 'binding.gyp', 'scripts/emulated-sources.mjs', 'package.json'],
   cuda: ['native', 'cuda', 'scripts/build-cuda.mjs', 'scripts/cuda-toolkit.mjs'],
 }

@@ -346,8 +346,8 @@ void CpuBackend::project_int8(const Tensor& x, std::initializer_list<Projection>
 // Weight-only int8: rows are widened a block at a time and multiplied as f32.
 void CpuBackend::project_widened(const Tensor& x, const Linear& w, const Tensor& out) {
   const int64_t tokens = x.shape[0], k = w.in(), n = w.out();
-  expect(is_act(x) && x.row_elements() == k && out.elements() == tokens * n && w.scale.elements() == n, ErrorCode::internal,
-         "linear: x ", x.shape_text(), ", i8 weight ", w.weight.shape_text(), ", scales ", w.scale.shape_text(), ", out ", out.shape_text());
+  expect(is_act(x) && x.row_elements() == k && out.elements() == tokens * n && w.scale.elements() == n, ErrorCode::internal, "linear: x ",
+         x.shape_text(), ", i8 weight ", w.weight.shape_text(), ", scales ", w.scale.shape_text(), ", out ", out.shape_text());
   const float* input = widened(x);
   const size_t scratch_floats = kernels_.linear_scratch_floats(std::min(tokens, cpu::kLinearTokens), k);
   const int64_t blocks = (n + cpu::kLinearRows - 1) / cpu::kLinearRows;

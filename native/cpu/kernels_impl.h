@@ -12,7 +12,6 @@
 #endif
 #include "cpu/kernels_probe.h"
 
-#define LAPIDARY_KERNELS(name)                                                                                              \
-  {name,                  widen,         round_to_bf16, linear, linear_scratch_floats, rms_norm, scale, add_rows, soft_cap, \
-   absolute_max,          quantize_int8, geglu,         rope,   attend,                                                    \
-   attend_scratch_floats, merge,         finish,        kProbes, kInt8Kernels}
+#define LAPIDARY_KERNELS(name)                                                                                                \
+  {name,          widen, round_to_bf16, linear, linear_scratch_floats, rms_norm, scale,  add_rows, soft_cap,    absolute_max, \
+   quantize_int8, geglu, rope,          attend, attend_scratch_floats, merge,    finish, kProbes,  kInt8Kernels}

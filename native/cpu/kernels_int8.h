@@ -56,9 +56,7 @@ LAPIDARY_NOINLINE void int8_direct_tile(const Int8Task& task, int64_t row_bytes,
   const Operand* x = input_row(task, row_bytes, t, 0);
   const int64_t stride = row_bytes / static_cast<int64_t>(sizeof(Operand)), ahead = R * task.k;
   I sums[T][R];
-  LAPIDARY_UNROLL for (int i = 0; i < T; ++i) {
-    LAPIDARY_UNROLL for (int r = 0; r < R; ++r) sums[i][r] = int_zero();
-  }
+  LAPIDARY_UNROLL for (int i = 0; i < T; ++i) { LAPIDARY_UNROLL for (int r = 0; r < R; ++r) sums[i][r] = int_zero(); }
   int64_t k = 0;
   for (; k + kIntStep <= task.k; k += kIntStep) {
     I weights[R];

@@ -31,8 +31,8 @@ void int8_multiply(const Int8Task& task, int64_t n0, int64_t n1, float*) {
   }
 }
 
-constexpr Int8Kernels kInt8Kernels{
-    int8_row_bytes, int8_prepare, /*direct_tokens=*/4, /*panel_rows=*/32, int8_multiply, int8_scratch_floats};
+constexpr Int8Kernels kInt8Kernels{int8_row_bytes,    int8_prepare,  /*direct_tokens=*/4,
+                                   /*panel_rows=*/32, int8_multiply, int8_scratch_floats};
 
 }  // namespace
 }  // namespace lapidary::cpu

@@ -47,9 +47,7 @@ constexpr int kGroup = 2;
 constexpr int32_t kWeightOffset = 0;
 constexpr int kDirectTile = 4;
 // 32 weights.
-LAPIDARY_INLINE I load_weights(const int8_t* p) {
-  return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-}
+LAPIDARY_INLINE I load_weights(const int8_t* p) { return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 // The first n < 32, then anything: the input has zeros there.
 LAPIDARY_INLINE I load_weights_part(const int8_t* p, int64_t n) {
   return {_mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8((1u << n) - 1, p))};
