@@ -26,19 +26,20 @@ int32_t small(int64_t n) { return static_cast<int32_t>(n); }
 }  // namespace
 
 const void* const* Attention::table_of(const KvView& kv) {
-  if (tables_.size() > kMaxTables) tables_.clear();
   Table& table = tables_[kv.pages];
   const size_t count = static_cast<size_t>(kv.num_pages);
   if (table.host.size() != count || !std::equal(table.host.begin(), table.host.end(), kv.pages)) {
-    table.host.assign(kv.pages, kv.pages + count);
+    table.host.clear();  // until the device has it
     if (table.memory.bytes < count * sizeof(void*)) table.memory = device_->allocate(2 * count * sizeof(void*));
-    const void* staged = staging_.put(std::span<const void* const>(table.host));
+    const void* staged = staging_.put(std::span<const void* const>(kv.pages, count));
     device_->check(device_->api().device.copy_on_device(table.memory.memory.get(), staged, count * sizeof(void*), device_->stream()));
+    table.host.assign(kv.pages, kv.pages + count);
   }
   return reinterpret_cast<const void* const*>(table.memory.memory.get());
 }
 
 Attention::Parts Attention::split(std::span<const AttentionSpan> spans, const AttentionShape& shape) {
+  forget_tables();
   Parts parts;
   const bool images = shape.extras && !shape.extras->image_blocks.empty();
   AttentionDecodeParams probe = {};
@@ -102,7 +103,13 @@ const cuda::ImageBlock* Attention::put_images(const AttentionShape& shape, int64
   return reinterpret_cast<const cuda::ImageBlock*>(staging_.put(shape.extras->image_blocks.first(static_cast<size_t>(tokens))));
 }
 
+// Between calls: pointers into the tables are in nobody's hands then, and the kernels that were given some come first on the stream.
+void Attention::forget_tables() {
+  if (tables_.size() > kMaxTables) tables_.clear();
+}
+
 std::vector<AttentionSequence> Attention::sequences_of(std::span<const AttentionSpan> spans) {
+  forget_tables();
   std::vector<AttentionSequence> sequences;
   for (const AttentionSpan& s : spans)
     sequences.push_back({small(s.first_row), small(s.rows), small(s.first_pos), small(s.kv.num_pages), table_of(s.kv)});

@@ -31,7 +31,7 @@ class Attention {
         q_(device_),
         q_prefix_(device_),
         partials_(device_),
-        counters_(device_),
+        counters_(device_, Scratch::Holds::counters),
         prefix_k_(device_),
         prefix_v_(device_) {}
 
@@ -56,6 +56,7 @@ class Attention {
   };
 
   const void* const* table_of(const KvView& kv);
+  void forget_tables();
   std::vector<AttentionSequence> sequences_of(std::span<const AttentionSpan> spans);
   const cuda::ImageBlock* put_images(const AttentionShape& shape, int64_t tokens);  // null: none
   Parts split(std::span<const AttentionSpan> spans, const AttentionShape& shape);

@@ -44,6 +44,7 @@ CudaBackend::~CudaBackend() = default;
 
 void CudaBackend::enter(bool complete_open) {
   device_->enter();
+  staging_.begin();
   if (complete_open) complete();
 }
 
@@ -61,7 +62,8 @@ Buffer CudaBackend::allocate_page(size_t bytes) {
 void CudaBackend::upload(const Tensor& dst, const void* host_src) { device_->upload(dst.data, host_src, static_cast<size_t>(dst.bytes())); }
 
 void CudaBackend::download(void* host_dst, const Tensor& src) {
-  enter();
+  device_->enter();
+  if (is_open(src)) complete();
   device_->download(host_dst, src.data, static_cast<size_t>(src.bytes()));
 }
 
@@ -137,7 +139,7 @@ void CudaBackend::matmul_int8(const Tensor& x, const Tensor& x_scales, const Lin
 }
 
 void CudaBackend::rope_angles(std::span<const int32_t> positions, std::span<const float> inv_freq, const Tensor& cos, const Tensor& sin) {
-  enter();
+  enter(/*complete_open=*/false);
   if (positions.empty()) return;
   check(api().rope_angles({staging_.put(positions), staging_.put(inv_freq), cos.as<float>(), sin.as<float>(),
                            small(static_cast<int64_t>(positions.size())), small(static_cast<int64_t>(inv_freq.size()))},

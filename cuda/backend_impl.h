@@ -2,8 +2,11 @@
 //
 // One stream, so calls take effect in order; nothing waits but download, sample's results, and uploads of host memory. A branch that a
 // stage adds to the residual stream stays open until the next stage, whose first kernel adds it while it normalises (api/rows.h,
-// AddNormParams; api/gemv.h, GemvPrologue). Every other method first completes what is open, so no caller can see the difference. `embed`
-// begins a step and gives up what a step that was abandoned left open.
+// AddNormParams; api/gemv.h, GemvPrologue). Whatever reads the residual stream first completes it, so no caller can see the difference;
+// upload, copy and zero are not for it. `embed` begins a step and gives up what a step that was abandoned left open.
+//
+// Operations are one thread's. Other threads may allocate, upload, download, copy and zero meanwhile (conversations that are saved, forked
+// or freed while the engine computes), as long as it is not what the operations work on.
 #pragma once
 
 #include "cuda/attention.h"
@@ -64,7 +67,9 @@ class CudaBackend final : public Backend {
 
   void enter(bool complete = true);  // start of every method
   void complete();                   // adds what is open, brings x home
-  void discard() { open_ = {}; }
+  void discard() { exchange_open({}); }
+  Open exchange_open(Open next);
+  bool is_open(const Tensor& t);  // whether t lies in the residual stream that is open
   // The open branch of x, or x as it is; completes another tensor's.
   Open take(const Tensor& x);
   void leave_open(const Open& state, const Tensor& branch, const Norm& post_norm);
@@ -89,6 +94,7 @@ class CudaBackend final : public Backend {
   Attention attention_;
   Sampler sampler_;
   Scratch quantized_, scales_, projections_, normed_, gated_, gate_up_, other_;
+  std::mutex open_mutex_;  // of open_ itself: other threads ask whether what they read is part of it
   Open open_;
 };
 

@@ -8,6 +8,7 @@
 //
 // Backend's default bodies of the stages, run on this backend, are the unfused form that tests compare with.
 #include <algorithm>
+#include <utility>
 
 #include "cuda/backend_impl.h"
 
@@ -23,10 +24,20 @@ size_t act_bytes(ActType type) { return type == ActType::f32 ? 4 : type == ActTy
 
 // --- the residual stream --------------------------------------------------------------------------------------------------
 
+CudaBackend::Open CudaBackend::exchange_open(Open next) {
+  const std::lock_guard lock(open_mutex_);
+  return std::exchange(open_, std::move(next));
+}
+
+bool CudaBackend::is_open(const Tensor& t) {
+  const std::lock_guard lock(open_mutex_);
+  const std::byte *first = open_.home.data, *end = first + open_.home.bytes();
+  return open_.home && t.data < end && t.data + t.bytes() > first;
+}
+
 void CudaBackend::complete() {
-  if (!open_.home) return;
-  const Open state = open_;
-  open_ = {};
+  const Open state = exchange_open({});
+  if (!state.home) return;
   const int64_t tokens = state.home.shape[0], hidden = state.home.row_elements();
   if (state.branch) {
     AddNormParams p = {};
@@ -40,18 +51,22 @@ void CudaBackend::complete() {
 }
 
 CudaBackend::Open CudaBackend::take(const Tensor& x) {
-  if (open_.home && (open_.home.data != x.data || open_.home.shape[0] != x.shape[0])) complete();
-  Open state = open_.home ? open_ : Open{x, x.as<float>()};
-  open_ = {};
-  return state;
+  Open state = exchange_open({});
+  if (state.home && (state.home.data != x.data || state.home.shape[0] != x.shape[0])) {
+    exchange_open(state);
+    complete();
+    state = {};
+  }
+  return state.home ? state : Open{x, x.as<float>()};
 }
 
 void CudaBackend::leave_open(const Open& state, const Tensor& branch, const Norm& post_norm) {
-  open_ = state;
-  open_.branch = branch.as<float>();
-  open_.post_weight = post_norm.weight.as<float>();
-  open_.offset = post_norm.offset;
-  open_.eps = post_norm.eps;
+  Open next = state;
+  next.branch = branch.as<float>();
+  next.post_weight = post_norm.weight.as<float>();
+  next.offset = post_norm.offset;
+  next.eps = post_norm.eps;
+  exchange_open(next);
 }
 
 // --- inputs of products -----------------------------------------------------------------------------------------------------
@@ -92,7 +107,7 @@ CudaBackend::Input CudaBackend::normed_input(Open& state, const Norm& norm, std:
   }
   input.rows.data = out;
   if (state.branch && !same_norms) {  // the branch first, on its own
-    open_ = state;
+    exchange_open(state);
     complete();
     state = {state.home, state.home.as<float>()};
   }
@@ -180,7 +195,7 @@ void CudaBackend::self_attention(const Tensor& x, const Norm& norm, const Linear
     qkv.rows.q = out, qkv.rows.k = k_out, qkv.rows.v = v_out;
     qkv.rows.q_stride = q_width, qkv.rows.k_stride = qkv.rows.v_stride = kv_width;
   }
-  open_ = state;
+  exchange_open(state);
 
   const auto head_norm = [](const Norm* n) { return n ? HeadNorm{n->weight.as<float>(), n->offset, n->eps} : HeadNorm{nullptr, 0, 0}; };
   qkv.rows.q_norm = head_norm(params.q_norm), qkv.rows.k_norm = head_norm(params.k_norm);
@@ -194,7 +209,7 @@ void CudaBackend::attention_output(const Linear& wo, const Norm& post_norm, cons
   if (tokens == 0) return;
   Open state = take(x);
   if (state.branch) {  // a caller that adds two branches in a row
-    open_ = state;
+    exchange_open(state);
     complete();
     state = {x, x.as<float>()};
   }

@@ -16,6 +16,8 @@ bool poisons(int code) {
   return std::find(std::begin(kSticky), std::end(kSticky), code) != std::end(kSticky);
 }
 
+bool is_out_of_memory(const Status& status) { return status.kind == Status::Kind::cuda && status.code == kOutOfMemory; }
+
 std::string text_of(const Status& status) {
   std::string text = "cuda: ";
   if (status.where) text += std::string(status.where) + ": ";
@@ -41,6 +43,7 @@ DeviceState::~DeviceState() {
   (void)api_.device.use_device(facts_.ordinal);
   (void)api_.device.stream_synchronize(context_.stream);
   (void)api_.device.stream_destroy(context_.stream);
+  (void)api_.device.trim(0);  // what the model held goes back to the system
 }
 
 void DeviceState::enter() {
@@ -55,7 +58,7 @@ void DeviceState::check(const Status& status) {
   if (status.ok()) return;
   const std::string text = text_of(status);
   if (status.kind == Status::Kind::refused) fail(ErrorCode::internal, text);
-  if (status.code == kOutOfMemory) fail(ErrorCode::out_of_memory, text);
+  if (is_out_of_memory(status)) fail(ErrorCode::out_of_memory, text);
   if (poisons(status.code)) {
     const std::lock_guard lock(mutex_);
     if (lost_.empty()) lost_ = text;
@@ -66,8 +69,13 @@ void DeviceState::check(const Status& status) {
 Buffer DeviceState::allocate(size_t bytes) {
   enter();
   void* memory = nullptr;
-  const Status status = api_.device.allocate(&memory, std::max<size_t>(bytes, 1), stream());
-  if (status.kind == Status::Kind::cuda && status.code == kOutOfMemory) {
+  Status status = api_.device.allocate(&memory, std::max<size_t>(bytes, 1), stream());
+  if (is_out_of_memory(status)) {  // pooled memory may be in the way
+    (void)api_.device.stream_synchronize(stream());
+    (void)api_.device.trim(0);
+    status = api_.device.allocate(&memory, std::max<size_t>(bytes, 1), stream());
+  }
+  if (is_out_of_memory(status)) {
     int64_t free_bytes = 0, total_bytes = 0;
     (void)api_.device.memory_info(&free_bytes, &total_bytes);
     fail(ErrorCode::out_of_memory, "cuda: ", bytes, " bytes are wanted, ", free_bytes, " of ", total_bytes, " are free on ", facts_.name);
@@ -98,49 +106,50 @@ void DeviceState::synchronize() { check(api_.device.stream_synchronize(stream())
 
 // --- Staging ------------------------------------------------------------------------------------------------------------
 
-Staging::Staging(std::shared_ptr<DeviceState> device, size_t capacity) : device_(std::move(device)), capacity_(capacity) {
-  memory_ = device_->allocate(capacity_);
-  void* pinned = nullptr;
-  device_->check(device_->api().device.allocate_pinned(&pinned, capacity_));
-  pinned_ = static_cast<std::byte*>(pinned);
-}
-
 Staging::~Staging() {
   (void)device_->api().device.stream_synchronize(device_->stream());
-  (void)device_->api().device.release_pinned(pinned_);
+  for (const Chunk& chunk : chunks_) (void)device_->api().device.release_pinned(chunk.pinned);
+}
+
+void Staging::begin() {
+  if (used_ <= chunk_bytes_ / 2) return;
+  device_->synchronize();
+  current_ = at_ = used_ = 0;
+}
+
+void Staging::add_chunk(size_t bytes) {
+  Chunk chunk;
+  chunk.memory = device_->allocate(bytes);
+  chunks_.reserve(chunks_.size() + 1);
+  void* pinned = nullptr;
+  device_->check(device_->api().device.allocate_pinned(&pinned, bytes));
+  chunk.pinned = static_cast<std::byte*>(pinned);
+  chunks_.insert(chunks_.begin() + static_cast<std::ptrdiff_t>(current_), std::move(chunk));
 }
 
 const void* Staging::put_bytes(const void* host, size_t bytes) {
   const size_t room = (std::max<size_t>(bytes, 1) + 63) / 64 * 64;
-  if (room > capacity_) {  // larger than ever before: a ring twice as large, once the stream is done with this one
-    device_->synchronize();
-    device_->check(device_->api().device.release_pinned(std::exchange(pinned_, nullptr)));
-    memory_ = {};
-    capacity_ = 2 * room;
-    at_ = 0;
-    memory_ = device_->allocate(capacity_);
-    void* pinned = nullptr;
-    device_->check(device_->api().device.allocate_pinned(&pinned, capacity_));
-    pinned_ = static_cast<std::byte*>(pinned);
-  } else if (at_ + room > capacity_) {
-    device_->synchronize();
-    at_ = 0;
+  if (current_ < chunks_.size() && at_ + room > chunks_[current_].memory.bytes) ++current_, at_ = 0;
+  if (current_ == chunks_.size() || room > chunks_[current_].memory.bytes) add_chunk(std::max(room, chunk_bytes_));
+  const Chunk& chunk = chunks_[current_];
+  std::byte* on_device = chunk.memory.memory.get() + at_;
+  if (bytes > 0) {
+    std::memcpy(chunk.pinned + at_, host, bytes);
+    device_->check(device_->api().device.copy_to_device(on_device, chunk.pinned + at_, bytes, device_->stream()));
   }
-  std::memcpy(pinned_ + at_, host, bytes);
-  std::byte* on_device = memory_.memory.get() + at_;
-  if (bytes > 0) device_->check(device_->api().device.copy_to_device(on_device, pinned_ + at_, bytes, device_->stream()));
   at_ += room;
+  used_ += room;
   return on_device;
 }
 
 // --- Scratch ------------------------------------------------------------------------------------------------------------
 
 void* Scratch::at_least(size_t bytes) {
-  if (memory_.bytes < bytes || !memory_.memory) {
-    memory_ = {};
-    memory_ = device_->allocate(std::max<size_t>(bytes + bytes / 2, 4096));
-    device_->check(device_->api().device.fill(memory_.memory.get(), 0, memory_.bytes, device_->stream()));
-  }
+  if (memory_.memory && memory_.bytes >= bytes) return memory_.memory.get();
+  memory_ = {};
+  Buffer grown = device_->allocate(std::max<size_t>(bytes, 4096));
+  if (holds_ == Holds::counters) device_->check(device_->api().device.fill(grown.memory.get(), 0, grown.bytes, device_->stream()));
+  memory_ = std::move(grown);
   return memory_.memory.get();
 }
 

@@ -30,7 +30,8 @@ class DeviceState : public std::enable_shared_from_this<DeviceState> {
   const Api& api() const { return api_; }
   const DeviceFacts& facts() const { return facts_; }
   const LaunchContext& context() const { return context_; }
-  // For kernels that wait for the previous grid themselves and have something to load before: they may start while it still runs.
+  // For kernels that wait for the previous grid themselves and have something to load before: they may start while it still runs. What they
+  // load before (weights) must not be that grid's work.
   const LaunchContext& chained() const { return chained_; }
   Stream stream() const { return context_.stream; }
 
@@ -54,15 +55,19 @@ class DeviceState : public std::enable_shared_from_this<DeviceState> {
   std::string lost_;  // the reason, once the context is gone
 };
 
-// Page-locked host memory that is copied to the device on the stream, cut from a ring: what a step tells its kernels (ids, positions, page
-// tables, sampling settings). A pointer is valid until `capacity` bytes more have been handed out; callers use it in the calls that follow.
+// Page-locked host memory that is copied to the device on the stream: what a step tells its kernels (ids, positions, page tables, sampling
+// settings). What is put between two calls of begin() stays where it is until the stream has done all that was given to it before the
+// second one.
 class Staging {
  public:
-  Staging(std::shared_ptr<DeviceState> device, size_t capacity);
+  // Memory is used again once more than half of `chunk_bytes` have been handed out; a call that needs more gets chunks of its own.
+  Staging(std::shared_ptr<DeviceState> device, size_t chunk_bytes) : device_(std::move(device)), chunk_bytes_(chunk_bytes) {}
   ~Staging();
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
+  // Before the first put of an operation. May wait for the stream.
+  void begin();
   // Device memory with a copy of `host`, 64-byte aligned.
   template <typename T>
   const T* put(std::span<const T> host) {
@@ -71,22 +76,28 @@ class Staging {
   const void* put_bytes(const void* host, size_t bytes);
 
  private:
+  struct Chunk {
+    Buffer memory;
+    std::byte* pinned = nullptr;
+  };
+  void add_chunk(size_t bytes);
+
   std::shared_ptr<DeviceState> device_;
-  size_t capacity_, at_ = 0;
-  std::byte* pinned_ = nullptr;
-  Buffer memory_;
+  size_t chunk_bytes_, current_ = 0, at_ = 0, used_ = 0;  // the next byte is at_ of chunk current_; used_ since the stream was waited for
+  std::vector<Chunk> chunks_;
 };
 
-// Device memory that grows to what is asked and is kept: scratch between two kernels of one call. Zeroed when it grows, so that counters in
-// it start at zero; kernels leave them so.
+// Device memory that grows to what is asked and is kept: scratch between two kernels of one call.
 class Scratch {
  public:
-  explicit Scratch(std::shared_ptr<DeviceState> device) : device_(std::move(device)) {}
+  // counters: zero when it grows; kernels that count in it leave zeros. data: any contents.
+  enum class Holds { data, counters };
+  explicit Scratch(std::shared_ptr<DeviceState> device, Holds holds = Holds::data) : device_(std::move(device)), holds_(holds) {}
   void* at_least(size_t bytes);
-  size_t bytes() const { return memory_.bytes; }
 
  private:
   std::shared_ptr<DeviceState> device_;
+  Holds holds_;
   Buffer memory_;
 };
 

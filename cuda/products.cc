@@ -80,7 +80,7 @@ void Products::int8(const ActRows& x, const DeviceMatrix& w, const ProductOutput
   if (x.rows <= kGemvMaxRows) {
     v.workspace_bytes = gemv_workspace_bytes(gemv_problem(v), facts);
     v.workspace = gemv_.at_least(static_cast<size_t>(v.workspace_bytes));
-    if (supports_gemv_int8(v, facts)) return device_->check(device_->api().gemv_int8(v, device_->chained()));
+    if (supports_gemv_int8(v, facts)) return device_->check(device_->api().gemv_int8(v, context_for(w)));
   }
   GemmInt8Params p;
   p.product = v.product;
@@ -97,7 +97,7 @@ void Products::bf16(const ActRows& x, const DeviceMatrix& w, const ProductOutput
   if (x.rows <= kGemvMaxRows) {
     v.workspace_bytes = gemv_workspace_bytes(gemv_problem(v), facts);
     v.workspace = gemv_.at_least(static_cast<size_t>(v.workspace_bytes));
-    if (supports_gemv_bf16(v, facts)) return device_->check(device_->api().gemv_bf16(v, device_->chained()));
+    if (supports_gemv_bf16(v, facts)) return device_->check(device_->api().gemv_bf16(v, context_for(w)));
   }
   GemmBf16Params p;
   p.product = v.product;
@@ -122,7 +122,7 @@ void Products::planes(const ActRows& x, const DeviceMatrix& w, const ProductOutp
     v.prologue = prologue;
     v.workspace_bytes = gemv_workspace_bytes(gemv_problem(v), facts);
     v.workspace = gemv_.at_least(static_cast<size_t>(v.workspace_bytes));
-    if (supports_gemv_planes(v, facts)) return device_->check(device_->api().gemv_planes(v, device_->chained()));
+    if (supports_gemv_planes(v, facts)) return device_->check(device_->api().gemv_planes(v, context_for(w)));
   }
   bf16(x, dequantized(w, DType::bf16), out, {});
 }

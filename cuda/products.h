@@ -20,7 +20,11 @@ struct ActRows {
 class Products {
  public:
   explicit Products(std::shared_ptr<DeviceState> device)
-      : device_(std::move(device)), gemm_(device_), gemv_(device_), widened_(device_), weights_(device_) {}
+      : device_(std::move(device)),
+        gemm_(device_, Scratch::Holds::counters),
+        gemv_(device_, Scratch::Holds::counters),
+        widened_(device_),
+        weights_(device_) {}
 
   // What the product reads best: int8 where the weight quantises its input, else what the model computes in.
   static ActType input_type(const DeviceMatrix& w, ActType model) {
@@ -35,6 +39,8 @@ class Products {
   void run(const ActRows& x, const DeviceMatrix& w, float* out);
 
  private:
+  // Skinny kernels load weights before they wait for the previous grid: only where no grid can have made them.
+  const LaunchContext& context_for(const DeviceMatrix& w) const { return w.constant ? device_->chained() : device_->context(); }
   void int8(const ActRows& x, const DeviceMatrix& w, const ProductOutput& out, const GemvPrologue& prologue);
   void bf16(const ActRows& x, const DeviceMatrix& w, const ProductOutput& out, const GemvPrologue& prologue);
   void planes(const ActRows& x, const DeviceMatrix& w, const ProductOutput& out, const GemvPrologue& prologue);

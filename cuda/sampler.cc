@@ -51,11 +51,14 @@ SampleRow Sampler::row_of(const SampleRequest& request) {
 // The layout depends on max_rows and vocab, and its counters start at zero.
 void* Sampler::workspace(int64_t rows, int64_t vocab) {
   if (rows > max_rows_ || vocab != vocab_) {
-    max_rows_ = std::max(rows, vocab == vocab_ ? 2 * max_rows_ : int64_t{1});
-    vocab_ = vocab;
+    const int64_t most = std::max(rows, vocab == vocab_ ? 2 * max_rows_ : int64_t{1});
     workspace_ = {};
-    workspace_ = device_->allocate(sample_workspace_bytes(max_rows_, vocab_, /*adjusts=*/true));
-    device_->check(device_->api().device.fill(workspace_.memory.get(), 0, workspace_.bytes, device_->stream()));
+    max_rows_ = 0;
+    Buffer grown = device_->allocate(sample_workspace_bytes(most, vocab, /*adjusts=*/true));
+    device_->check(device_->api().device.fill(grown.memory.get(), 0, grown.bytes, device_->stream()));
+    workspace_ = std::move(grown);
+    max_rows_ = most;
+    vocab_ = vocab;
   }
   return workspace_.memory.get();
 }

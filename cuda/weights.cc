@@ -59,6 +59,7 @@ std::vector<std::byte> stacked_rows(std::span<const Linear> host, Stack stack, s
 Uploaded upload_matrix(DeviceState& device, DType dtype, int64_t n, int64_t k, const void* rows, const float* scales, const Linear& like) {
   Uploaded up;
   up.matrix = {dtype, WeightForm::rows, nullptr, nullptr, n, k, like.activations, like.input_scale};
+  up.matrix.constant = true;
   if (is_plane_kind(dtype)) {
     const PlaneLayout layout = plane_layout(plane_kind(dtype), n, k);
     std::vector<std::byte> planes(static_cast<size_t>(layout.bytes));

@@ -26,6 +26,7 @@ struct DeviceMatrix {
   int64_t n = 0, k = 0;
   ActScheme activations = ActScheme::none;
   float input_scale = 0;
+  bool constant = false;  // uploaded by make_linear: no kernel writes it
 };
 
 struct WeightGroup {

@@ -47,6 +47,8 @@ function compileFlags(targets, lineInfo) {
   return [
     '-std=c++20', '-O3', '-I', 'native', '-I', '.', '-DNDEBUG',
     ...Object.entries(targets).flatMap(gencode),
+    // What the library may take for granted on a device (cuda/launch/device.cu).
+    ...Object.values(targets).flat().filter((code) => ['90a', '120'].includes(code)).map((code) => `-DLAPIDARY_CODE_${code.toUpperCase()}`),
     // Contraction off: every fused multiply-add is one we wrote, so CPU, emulator and GPU agree (docs/numerics.md).
     '-fmad=false', '--compress-mode=size', ...(lineInfo ? ['-lineinfo'] : []),
     '-Xptxas', '-v,--warn-on-spills,--warn-on-local-memory-usage', '-Xcompiler', '-fPIC,-fvisibility=hidden,-Wall,-ffp-contract=off',

@@ -91,7 +91,7 @@ struct GemvProblem {
 
 inline bool supports_gemv_bulk(const GemvProblem& p, const DeviceFacts& device) {
   const bool natural = p.format == GemvFormat::int8 || p.format == GemvFormat::bf16;
-  return device.major >= 9 && natural && p.n % 16 == 0 && (p.format == GemvFormat::int8 ? p.k : p.k * 2) % 64 == 0;
+  return device.has_clusters() && natural && p.n % 16 == 0 && (p.format == GemvFormat::int8 ? p.k : p.k * 2) % 64 == 0;
 }
 
 // Spreads the problem over the device. blocks > 0: exactly so many blocks (no more than units), cut anywhere. Null: planned; else why it

@@ -24,6 +24,9 @@ struct Status {
 struct DeviceFacts {
   char name[256] = {};
   int32_t ordinal = 0, major = 0, minor = 0;  // compute capability
+  // Architecture of the code that runs on this device: 80, 90 (sm_90a) or 120. A newer device, for which the library holds no machine code,
+  // runs the PTX of 8.0, in which clusters, bulk copies and dependent launches do not exist.
+  int32_t code = 80;
   int32_t sm_count = 0;
   int32_t driver_version = 0, runtime_version = 0;  // 13000 = 13.0
   int32_t clock_khz = 0, memory_clock_khz = 0, memory_bus_bits = 0;
@@ -31,8 +34,8 @@ struct DeviceFacts {
   int64_t smem_per_block = 0;  // opt-in maximum, bytes
   int64_t smem_per_sm = 0;
 
-  bool has_clusters() const { return major >= 9; }
-  bool has_wgmma() const { return major == 9; }  // sm_90a code runs on compute capability 9.0 alone
+  bool has_clusters() const { return code >= 90; }
+  bool has_wgmma() const { return code == 90; }
 };
 
 struct LaunchContext {

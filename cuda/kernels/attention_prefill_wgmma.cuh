@@ -145,6 +145,7 @@ struct AttentionPrefillWgmmaKernel {
                    U32x4{0, 0, 0, 0});
     }
     fence_proxy_async();
+    sync_warp();  // lanes leave the loop at different turns, and the barrier is for whole warps
     named_barrier_sync(kZeroBarrier, kConsumerThreads);
   }
   static LAPIDARY_DEVICE void release(Barrier* empty) {

@@ -79,6 +79,7 @@ struct MmaProbeKernel {
   using Sum = std::conditional_t<kInt8, int, float>;
 
   static LAPIDARY_DEVICE void run(const Params& p, std::byte*) {
+    wait_for_previous_grids();
     uint32_t a[4], b[kChains][2];
     Sum d[kChains][4];
     LAPIDARY_UNROLL
@@ -122,6 +123,7 @@ struct WgmmaProbeKernel {
   using Sum = std::conditional_t<kInt8, int, float>;
 
   static LAPIDARY_DEVICE void run(const Params& p, std::byte* smem) {
+    wait_for_previous_grids();
     for (int i = thread_index(); i < static_cast<int>(kSmemBytes / 4); i += kThreads) {
       store_shared(reinterpret_cast<uint32_t*>(smem) + i, probe_operand<kInt8>(static_cast<uint32_t>(i)));
     }

@@ -40,6 +40,24 @@ Status device_count(int* count) {
   return Status::cuda(static_cast<int>(e), "device_count", cudaGetErrorString(e));
 }
 
+// What build-cuda.mjs compiled besides compute capability 8.0.
+#ifdef LAPIDARY_CODE_90A
+constexpr bool kCode90a = true;
+#else
+constexpr bool kCode90a = false;
+#endif
+#ifdef LAPIDARY_CODE_120
+constexpr bool kCode120 = true;
+#else
+constexpr bool kCode120 = false;
+#endif
+
+// sm_90a code runs on 9.0 alone, sm_120 code on 12.x.
+int32_t code_for(int major, int minor) {
+  if (major == 9 && minor == 0 && kCode90a) return 90;
+  return major == 12 && kCode120 ? 120 : 80;
+}
+
 // Makes no context: cheap enough for a listing of devices.
 Status device_facts(int ordinal, DeviceFacts* facts) {
   cudaDeviceProp properties;
@@ -50,6 +68,7 @@ Status device_facts(int ordinal, DeviceFacts* facts) {
   facts->ordinal = ordinal;
   facts->major = properties.major;
   facts->minor = properties.minor;
+  facts->code = code_for(properties.major, properties.minor);
   facts->sm_count = properties.multiProcessorCount;
   facts->memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
   facts->l2_bytes = properties.l2CacheSize;

@@ -14,6 +14,8 @@
 
 #ifndef LAPIDARY_EMULATED
 #include <cuda_runtime.h>
+
+#include <atomic>
 #endif
 
 namespace lapidary::cuda {
@@ -42,7 +44,22 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerSm)
   if constexpr (compiled_for(Kernel::kNeeds)) {
     extern __shared__ __align__(1024) std::byte dynamic_smem[];
     Kernel::run(params, dynamic_smem);
+  } else {
+    __trap();  // started where its instructions do not exist: an error, never a grid that does nothing
   }
+}
+
+// Lets the kernel have all of the device's shared memory, once for each device: the limit is the function's, not the launch's, so it is
+// never set to what one launch needs.
+template <class Kernel>
+cudaError_t raise_shared_memory_limit(const DeviceFacts& device) {
+  static std::atomic<uint64_t> done{0};
+  const uint64_t bit = uint64_t{1} << (device.ordinal % 64);
+  if (done.load(std::memory_order_relaxed) & bit) return cudaSuccess;
+  const cudaError_t e =
+      cudaFuncSetAttribute(kernel_entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(device.smem_per_block));
+  if (e == cudaSuccess) done.fetch_or(bit, std::memory_order_relaxed);
+  return e;
 }
 
 template <class Kernel>
@@ -52,8 +69,13 @@ Status launch(const Grid& grid, const typename Kernel::Params& params, const Lau
   if (grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) return Status::refused(Kernel::kName, "the grid is too large");
   const auto kernel = kernel_entry<Kernel>;
   if (grid.smem_bytes > 48 * 1024) {
-    const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.smem_bytes));
-    if (e != cudaSuccess) return Status::cuda(e, Kernel::kName, cudaGetErrorString(e));
+    if (static_cast<int64_t>(grid.smem_bytes) > context.device->smem_per_block) {
+      return Status::refused(Kernel::kName, "more shared memory than the device has");
+    }
+    if (const cudaError_t e = raise_shared_memory_limit<Kernel>(*context.device); e != cudaSuccess) {
+      (void)cudaGetLastError();
+      return Status::cuda(e, Kernel::kName, cudaGetErrorString(e));
+    }
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
@@ -65,7 +87,6 @@ Status launch(const Grid& grid, const typename Kernel::Params& params, const Lau
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[config.numAttrs].val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
     ++config.numAttrs;
-    if (grid.cluster > 8) cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
   if (context.dependent) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cuda/device.h"
 #include "cuda/support.h"
 #include "ops/ops_data.h"
 #include "ops/plain.h"
@@ -142,6 +143,30 @@ TEST("cuda backend: int8 quantisation and products are the reference's bits") {
   const Placed embedded(*cuda, rows.t);
   cuda->embed(ids, cuda->make_linear(host), 1.5f, embedded.t);
   expect_near("embed", embedded.values(*cuda), values_of(rows.t), 1e-7);
+}
+
+// Skinny kernels may load weights before the previous grid has ended; not when that grid makes them.
+TEST("cuda backend: a product with a matrix that the kernel before has just made") {
+  const auto cuda = cuda_backend(), reference = make_reference_backend();
+  const Owned x = activations(DType::f32, {3, 128}, 1), w = activations(DType::f32, {32, 128}, 2);
+  const auto product = [](Backend& b, const Tensor& rows, const Tensor& weight) {
+    std::vector<Buffer> memory;
+    const auto take = [&](DType dtype, std::initializer_list<int64_t> dims) {
+      Tensor t(nullptr, dtype, dims);
+      memory.push_back(b.allocate(static_cast<size_t>(t.bytes())));
+      return memory.back().tensor(dtype, dims);
+    };
+    const Tensor q = take(DType::i8, {3, 128}), q_scales = take(DType::f32, {3}), wq = take(DType::i8, {32, 128}),
+                 w_scales = take(DType::f32, {32}), out = take(DType::f32, {3, 32});
+    b.quantize_rows(rows, 0, q, q_scales);
+    b.quantize_rows(weight, 0, wq, w_scales);
+    b.matmul_int8(q, q_scales, b.wrap_linear({wq, nullptr, w_scales, ActScheme::token}), out);
+    std::vector<float> host(96);
+    b.download(host.data(), out);
+    return host;
+  };
+  const Placed dx(*cuda, x.t), dw(*cuda, w.t);
+  CHECK(product(*cuda, dx.t, dw.t) == product(*reference, x.t, w.t));
 }
 
 TEST("cuda backend: rope tables, rotation, append and attention") {
@@ -373,6 +398,26 @@ TEST("cuda backend: sampling draws the reference's tokens and refuses what it re
   std::fill(mask.begin(), mask.end(), 0);
   const SampleRequest closed[] = {{&greedy, {}, 0, mask, 0, 0, -1}};
   CHECK_THROWS(cuda->sample(device.t.rows(0, 1), closed, result), ErrorCode::invalid_argument, "no token is left");
+}
+
+TEST("cuda backend: what a call hands to its kernels stays through the call, however much it is") {
+  const auto device = std::make_shared<cuda::DeviceState>(api(), context().device->ordinal);
+  cuda::Staging staging(device, 1024);
+  for (int call = 0; call < 5; ++call) {
+    staging.begin();
+    std::vector<std::vector<int32_t>> sent;
+    std::vector<const int32_t*> at;
+    for (size_t count : {1, 100, 0, 300, 7, 256, 5}) {  // the largest does not fit a chunk
+      sent.emplace_back(count, static_cast<int32_t>(1000 * call + static_cast<int>(count)));
+      at.push_back(staging.put(std::span<const int32_t>(sent.back())));
+      CHECK(reinterpret_cast<uintptr_t>(at.back()) % 64 == 0);
+    }
+    for (size_t i = 0; i < sent.size(); ++i) {
+      std::vector<int32_t> back(sent[i].size());
+      device->download(back.data(), at[i], back.size() * sizeof(int32_t));
+      CHECK_MSG(back == sent[i], "call " << call << ", array " << i);
+    }
+  }
 }
 
 TEST("cuda backend: what cannot be done is said") {

@@ -19,6 +19,7 @@ cuda::DeviceFacts facts_of(Preset preset) {
     std::snprintf(f.name, sizeof f.name, "emulated %s", name);
     f.major = major;
     f.minor = minor;
+    f.code = major >= 12 ? 120 : major >= 9 ? 90 : 80;
     f.sm_count = sms;
     f.smem_per_block = block_kb << 10;
     f.smem_per_sm = sm_kb << 10;
