@@ -1,7 +1,7 @@
 # The addon for node-gyp, and on request the C++ tests and fuzzers. The sources are native/sources.json, which CMakeLists.txt reads too.
 #   -Dnative_tests=1   also lapidary_tests and lapidary_fuzz
 #   -Dcuda_tests=1     also the CUDA kernels as plain C++ over the emulator, and lapidary_cuda_tests, which runs them
-#   -Dgpu_bench=1      also lapidary_gpu_bench, and lapidary_cuda_emulated.so, the emulated double of the CUDA library
+#   -Dgpu_bench=1      also lapidary_gpu_bench, and lapidary_cuda_emulated.node, the emulated double of the CUDA library
 #   -Dgpu_check=1      those and lapidary_gpu_tests: what bench/gpu/check.sh runs over a CUDA library
 #   -Dwith_addon=0     no addon: then gyp alone builds the rest, with no Node headers
 #   -Dsanitize=LIST    address,undefined or thread; keeps assertions
@@ -155,7 +155,7 @@
           "target_name": "lapidary_cuda_emulated",
           "type": "loadable_module",
           "product_prefix": "",
-          "product_extension": "so",
+          "product_extension": "node",  # which node-gyp gives every module
           "sources": ["build/emulated/api.cc"],
           "dependencies": ["lapidary_emulator", "lapidary_core", "lapidary_avx2", "lapidary_avx512", "lapidary_avx512vnni"],
           "include_dirs": ["test"],

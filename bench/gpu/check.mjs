@@ -228,7 +228,7 @@ async function endToEnd(limitMs) {
 
 save()
 const built = await step('build', 420, build)
-if (emulated) environment.LAPIDARY_CUDA_LIBRARY = program('lapidary_cuda_emulated.so')
+if (emulated) environment.LAPIDARY_CUDA_LIBRARY = program('lapidary_cuda_emulated.node')
 else environment.LAPIDARY_CUDA_LIBRARY = path.join(root, 'build/Release/lapidary_cuda.so')
 
 const facts = built?.ok === false ? undefined : spawnSync(program('lapidary_gpu_bench') ?? '', ['--facts'], { env: environment, encoding: 'utf8', timeout: 60e3 })

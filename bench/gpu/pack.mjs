@@ -25,7 +25,7 @@ const contents = [
 ]
 /** Left out: source maps, and the GGUF files of two golden models; the third has every block format that the kernels know. */
 const unwanted = /__pycache__|\.map$|golden\/gguf\/(gemma2-tiny|gemma3-head256)\/.*\.gguf$/
-const programs = ['lapidary.node', 'lapidary_gpu_tests', 'lapidary_gpu_bench', 'lapidary_cuda_emulated.so', ...(options['no-cuda'] ? [] : ['lapidary_cuda.so'])]
+const programs = ['lapidary.node', 'lapidary_gpu_tests', 'lapidary_gpu_bench', 'lapidary_cuda_emulated.node', ...(options['no-cuda'] ? [] : ['lapidary_cuda.so'])]
 
 const say = (text) => process.stderr.write(`${text}\n`)
 
