@@ -308,7 +308,7 @@ TEST("cuda decode: the plan") {
   p.common.num_sequences = 1, p.common.scale = 1.0f / 16;
   p.max_rows = 1, p.max_keys = 8192;
   cuda::DeviceFacts facts;
-  facts.major = 9, facts.sm_count = 132, facts.smem_per_block = 227 * 1024;
+  facts.major = 9, facts.code = 90, facts.sm_count = 132, facts.smem_per_block = 227 * 1024;
   cuda::AttentionDecodePlan plan = cuda::attention_decode_plan(p, facts);
   CHECK(plan.columns == 1 && plan.group_tokens == 1 && plan.row_groups == 1 && !plan.cluster);
   CHECK(plan.rule.keys_per_split(8191) == 256 && plan.splits >= 32);  // 128 of 132 SMs at 8k
@@ -319,7 +319,7 @@ TEST("cuda decode: the plan") {
   p.max_rows = 16;
   plan = cuda::attention_decode_plan(p, facts);
   CHECK(plan.columns == 4 && plan.group_tokens == 8 && plan.row_groups == 3 && plan.splits <= 8);
-  facts.major = 8;
+  facts.major = 8, facts.code = 80;
   CHECK(!cuda::attention_decode_plan(p, facts).cluster);
 
   // What the plan promises: every group's splits fit the grid; splits are whole tiles; steps of positions never end inside a tile.

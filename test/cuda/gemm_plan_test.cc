@@ -7,7 +7,7 @@ namespace {
 
 cuda::DeviceFacts device_of(int major, int minor, int sm_count, int smem_kb) {
   cuda::DeviceFacts d;
-  d.major = major, d.minor = minor, d.sm_count = sm_count;
+  d.major = major, d.minor = minor, d.code = major >= 12 ? 120 : major == 9 ? 90 : 80, d.sm_count = sm_count;
   d.smem_per_block = smem_kb * 1024;
   return d;
 }

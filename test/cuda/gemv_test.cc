@@ -498,7 +498,7 @@ TEST("cuda gemv: what is refused, and why") {
 
 TEST("cuda gemv: plans of the shapes of Gemma") {
   cuda::DeviceFacts h200;
-  h200.major = 9, h200.sm_count = 132, h200.smem_per_block = 227 << 10, h200.smem_per_sm = 228 << 10;
+  h200.major = 9, h200.code = 90, h200.sm_count = 132, h200.smem_per_block = 227 << 10, h200.smem_per_sm = 228 << 10;
   cuda::DeviceFacts ada = h200;
   ada.major = 8, ada.minor = 9, ada.sm_count = 128, ada.smem_per_block = 99 << 10, ada.smem_per_sm = 100 << 10;
   using cuda::GemvFormat;

@@ -42,12 +42,14 @@ test('the addon has the methods that lib/native.d.ts declares', async (t) => {
   }
   const addon = require(path.join(root, 'build/Release/lapidary.node'))
   assert.deepEqual(Object.keys(addon).sort(), membersOf('NativeAddon'))
-  const options = { device: 'cpu', precision: 'bf16', threads: 1, contextTokens: 0, prefillChunk: 64, maxBatchTokens: 64, maxSequences: 1, kvLimitBytes: 0, prefixCache: 0 }
+  const options = { device: 'cpu', precision: 'bf16', weights: 'as-is', threads: 1, contextTokens: 0, prefillChunk: 64, maxBatchTokens: 64, maxSequences: 1, kvLimitBytes: 0, prefixCache: 0 }
   const model = await addon.loadModel(path.join(root, 'models/tiny'), options, null)
   t.after(() => model.close())
   assert.deepEqual(methodsOf(model), membersOf('NativeModel'))
   assert.deepEqual(methodsOf(model.tokenizer), membersOf('NativeTokenizer'))
   assert.deepEqual(methodsOf(model.newSequence()), membersOf('NativeSequence'))
+  assert.deepEqual(methodsOf(await addon.tensor('cpu', 'f32', [1], null)), membersOf('NativeTensor'))
+  assert.deepEqual(methodsOf(await addon.kvCache('cpu', 'f32', 1, 8)), membersOf('NativeKvCache'))
 })
 
 test('a missing binary is answered with what was tried and the command that builds it', (t) => {
