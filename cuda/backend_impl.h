@@ -80,6 +80,7 @@ class CudaBackend final : public Backend {
   };
   Input normed_input(Open& state, const Norm& norm, std::initializer_list<const DeviceMatrix*> readers, ActType model, int64_t tokens);
   void used_prologue(Open& state, const Input& input);
+  void normed_product(Open& state, const Norm& norm, const DeviceMatrix& w, float* out, ActType model, int64_t tokens);
   ActRows act_rows(const Tensor& x);
   ActRows for_weight(const ActRows& x, const DeviceMatrix& w);  // quantised when the weight wants it
   ProductOutput store(float* out, int64_t n);

@@ -129,6 +129,13 @@ void CudaBackend::used_prologue(Open& state, const Input& input) {
   state.branch = nullptr;
 }
 
+// For a weight whose input is quantised in a way of its own.
+void CudaBackend::normed_product(Open& state, const Norm& norm, const DeviceMatrix& w, float* out, ActType model, int64_t tokens) {
+  const Input input = normed_input(state, norm, {&w}, model, tokens);
+  products_.run(input.rows, w, store(out, w.n), input.prologue);
+  used_prologue(state, input);
+}
+
 ActRows CudaBackend::act_rows(const Tensor& x) {
   expect(x.dtype == DType::f32 || x.dtype == DType::bf16, ErrorCode::internal, "cuda: an act tensor is f32 or bf16");
   return {x.data, act_type(x.dtype), nullptr, 1, x.shape[0], x.row_elements()};
@@ -183,15 +190,20 @@ void CudaBackend::self_attention(const Tensor& x, const Norm& norm, const Linear
       return Products::input_type(w, model) == Products::input_type(q, model) && w.activations == q.activations &&
              w.input_scale == q.input_scale;
     };
-    expect(same_input(k) && same_input(v), ErrorCode::unsupported, "cuda: q, k and v must quantise their input in one way");
-    Input input = normed_input(state, norm, {&q, &k, &v}, model, tokens);
     float *k_out = out + tokens * q_width, *v_out = k_out + tokens * kv_width;
-    products_.run(input.rows, q, store(out, q_width), input.prologue);
-    GemvPrologue again = input.prologue;
-    again.x_out = nullptr;
-    products_.run(input.rows, k, store(k_out, kv_width), again);
-    products_.run(input.rows, v, store(v_out, kv_width), again);
-    used_prologue(state, input);
+    if (same_input(k) && same_input(v)) {
+      Input input = normed_input(state, norm, {&q, &k, &v}, model, tokens);
+      products_.run(input.rows, q, store(out, q_width), input.prologue);
+      GemvPrologue again = input.prologue;
+      again.x_out = nullptr;
+      products_.run(input.rows, k, store(k_out, kv_width), again);
+      products_.run(input.rows, v, store(v_out, kv_width), again);
+      used_prologue(state, input);
+    } else {
+      normed_product(state, norm, q, out, model, tokens);
+      normed_product(state, norm, k, k_out, model, tokens);
+      normed_product(state, norm, v, v_out, model, tokens);
+    }
     qkv.rows.q = out, qkv.rows.k = k_out, qkv.rows.v = v_out;
     qkv.rows.q_stride = q_width, qkv.rows.k_stride = qkv.rows.v_stride = kv_width;
   }
@@ -246,16 +258,19 @@ void CudaBackend::feed_forward(const Tensor& x, const Norm& pre_norm, const Line
   } else {
     const DeviceMatrix &g = device_weight(gate).matrix, &u = device_weight(up).matrix;
     expect(g.data && u.data, ErrorCode::internal, "feed_forward: gate and up of one group belong together");
-    expect(Products::input_type(g, model) == Products::input_type(u, model) && g.activations == u.activations &&
-               g.input_scale == u.input_scale,
-           ErrorCode::unsupported, "cuda: gate and up must quantise their input in one way");
-    const Input input = normed_input(state, pre_norm, {&g, &u}, model, tokens);
     float* gates = static_cast<float*>(gate_up_.at_least(static_cast<size_t>(2 * tokens * ffn) * 4));
-    products_.run(input.rows, g, store(gates, ffn), input.prologue);
-    GemvPrologue again = input.prologue;
-    again.x_out = nullptr;
-    products_.run(input.rows, u, store(gates + tokens * ffn, ffn), again);
-    used_prologue(state, input);
+    if (Products::input_type(g, model) == Products::input_type(u, model) && g.activations == u.activations &&
+        g.input_scale == u.input_scale) {
+      const Input input = normed_input(state, pre_norm, {&g, &u}, model, tokens);
+      products_.run(input.rows, g, store(gates, ffn), input.prologue);
+      GemvPrologue again = input.prologue;
+      again.x_out = nullptr;
+      products_.run(input.rows, u, store(gates + tokens * ffn, ffn), again);
+      used_prologue(state, input);
+    } else {
+      normed_product(state, pre_norm, g, gates, model, tokens);
+      normed_product(state, pre_norm, u, gates + tokens * ffn, model, tokens);
+    }
     ActOut act =
         model == ActType::f32 ? act_f32(static_cast<float*>(const_cast<void*>(gated.data))) : act_bf16(const_cast<void*>(gated.data));
     check(api().geglu({gates, gates + tokens * ffn, act, small(tokens), small(ffn), false}, context()));

@@ -10,7 +10,7 @@ export interface Device {
   readonly available: boolean
   /** Why it is not available, else ''. */
   readonly reason: string
-  /** The instruction set that the kernels use: CPU 'avx2', 'avx512', 'avx512vnni', ...; CUDA the device's architecture, 'sm_90'. */
+  /** The instruction set that the kernels use: CPU 'avx2', 'avx512vnni', 'neondot', ...; CUDA the device's architecture, 'sm_90'. */
   readonly instructionSet: string
   /** CPU: every instruction set that this processor can run, best first. */
   readonly instructionSets: readonly string[]

@@ -11,6 +11,15 @@ export type { Device, DeviceChoice } from './devices.js'
 export type { EstimateOptions, Inspection, LoadOptions, LoadProgress, MemoryEstimate, MemoryOptions, TensorFact } from './load.js'
 export type { ModelInfo } from './info.js'
 export type { MemoryUse, Model, ScoreOptions } from './model.js'
+export type {
+  ActivationOptions, Activations, ChoiceScores, Divergence, DivergenceByPosition, EvaluationOptions, EvaluationText, Likelihood, LikelihoodByPosition,
+  Question, SiteStatistics, Spike, WindowOptions,
+} from './evaluation.js'
+export type {
+  Cushion, CushionHeldOut, CushionReport, CushionSearchOptions, CushionSearchStep, CushionTuneOptions, CushionWatch, ScreenStage,
+} from './cushion.js'
+export type { QuantizeOptions, QuantizeProgress, QuantizeReport, QuantizeWatch, Quantized, SiteScale } from './quantize.js'
+export type { Progress } from './work.js'
 export type { DecodeOptions, EncodeOptions, TextDecoderStream, Tokenizer } from './tokenizer.js'
 export type { Run } from './run.js'
 export type { AllowedTokens, FinishReason, GenerateOptions, GenerateResult, GeneratedPart, TokenLogprob, Usage } from './generation.js'

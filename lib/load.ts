@@ -1,5 +1,6 @@
 /** From a path to a running model: options with their defaults, and what loading would take. */
 
+import { resolve } from 'node:path'
 import { awaitNative, callSite, invalid } from './errors.js'
 import { type DeviceChoice, resolveDevice } from './devices.js'
 import type { ModelInfo } from './info.js'
@@ -134,7 +135,7 @@ export async function loadModel(path: string, options?: LoadOptions): Promise<Mo
     await loaded.close()
     throw progress.failure.error
   }
-  return new Model(loaded)
+  return new Model(loaded, { path: resolve(file), options: complete })
 }
 
 /** Passes reports on, at most one every 50 ms and always the last; what the callback throws is kept for the caller. */

@@ -161,6 +161,129 @@ export interface NativeSequence {
   close(): void
 }
 
+export type NativeProgress = (done: number, total: number) => void
+
+export interface NativeEvaluation<T> {
+  result: Promise<T>
+  abort(): void
+}
+
+export interface NativeWindowOptions {
+  /** Tokens of the text, BOS aside. */
+  window: number
+  /** 0: the largest. */
+  stride: number
+  /** null: where BOS stands before every window. */
+  firstTokens: boolean | null
+}
+
+export type NativeByPosition<T> = T & { within: T; beyond: T }
+
+export interface NativeLikelihood {
+  tokens: number
+  nats: number
+}
+
+export interface NativeDivergence {
+  tokens: number
+  meanKl: number
+  p99Kl: number
+  maxKl: number
+  agreement: number
+  referenceNats: number
+  nats: number
+}
+
+export interface NativeSiteStatistics {
+  layer: number
+  /** 'attn_in' | 'o_in' | 'mlp_in' | 'down_in' */
+  site: string
+  max: number
+  meanTokenMax: number
+  medianTokenMax: number
+  p90: number
+  median: number
+  maxOverMedian: number
+  tokenRatio: number
+  notFinite: number
+  spikes: Array<{ text: number; position: number; id: number; channel: number; value: number }>
+}
+
+export interface NativeQuantizeOptions {
+  /** 'channel' | 'tensor' */
+  weights: string
+  /** 'token' | 'static' | 'none' */
+  activations: string
+  /** 'absmax' | 'percentile' | 'mse' */
+  clip: string
+  /** Negative: off. */
+  smooth: number
+  embedding: boolean
+  window: number
+  threads: number
+  /** A file, token ids, true: the model's own; false: none. */
+  cushion: string | Int32Array | boolean
+}
+
+export interface NativeQuantized {
+  readonly report: {
+    calibrationTokens: number
+    cushion: string | null
+    sites: Array<{ layer: number; site: string; max: number; tokenRatio: number; clip: number; scale: number }>
+  }
+  save(path: string, onProgress: NativeProgress | null): NativeEvaluation<undefined>
+  load(options: NativeLoadOptions, onProgress: NativeProgress | null): NativeEvaluation<NativeModel>
+}
+
+export interface NativeSearchOptions {
+  /** 'pinned' | 'native' */
+  window: string
+  init: Int32Array
+  /** Empty: the vocabulary. */
+  candidates: Int32Array
+  maxTokens: number
+  tau: number
+  textTokens: number
+  texts: number
+  heldOut: number
+  rows: number
+  stages: Array<{ tokens: number; texts: number; layers: number; keep: number }>
+  seed: number
+  modelId: string
+  /** '': none. */
+  stateFile: string
+  rivals: number
+}
+
+export interface NativeTuneOptions {
+  steps: number
+  batch: number
+  textTokens: number
+  heldOut: number
+  every: number
+  patience: number
+  calibrationTexts: number
+  lambda: number
+  /** 'literal' | 'straight-through' | 'through-scale' */
+  gradient: string
+  learningRate: number
+  warmup: number
+  clip: number
+  seed: number
+  modelId: string
+  /** '': none. */
+  stateFile: string
+}
+
+export interface NativeCushion {
+  readonly tokens: number[]
+  readonly window: string
+  readonly fingerprint: string
+  /** JSON. */
+  readonly report: string
+  save(path: string): NativeEvaluation<undefined>
+}
+
 export interface NativeModel {
   readonly info: NativeModelInfo
   /** Closed with the model. */
@@ -169,8 +292,22 @@ export interface NativeModel {
   generate(request: NativeRunRequest, onEvent: (event: NativeRunEvent) => void): NativeRun
   /** Each result [tokens * vocab], row-major. The run handle aborts. */
   logits(sequences: Int32Array[]): { result: Promise<Float32Array[]>; abort(): void }
+  logProbabilities(sequences: Int32Array[]): { result: Promise<Float32Array[]>; abort(): void }
   /** layers + 1 results [tokens * hidden]. */
   hiddenStates(ids: Int32Array): { result: Promise<Float32Array[]>; abort(): void }
+  /** Over all tokens scored, and those before and from the local window on. */
+  textLikelihood(texts: Int32Array[], options: NativeWindowOptions, onProgress: NativeProgress | null): NativeEvaluation<NativeByPosition<NativeLikelihood>>
+  /** KL(reference || this model). */
+  divergence(reference: NativeModel, texts: Int32Array[], options: NativeWindowOptions, onProgress: NativeProgress | null): NativeEvaluation<NativeByPosition<NativeDivergence>>
+  /** Log-probabilities, one per choice. */
+  choiceLikelihoods(questions: Array<{ prompt: Int32Array; choices: Int32Array[] }>, onProgress: NativeProgress | null): NativeEvaluation<number[][]>
+  activations(texts: Int32Array[], window: number, onProgress: NativeProgress | null): NativeEvaluation<{ tokens: number; sites: NativeSiteStatistics[] }>
+  /** `path`: where this model was loaded from. */
+  quantize(path: string, texts: Int32Array[], options: NativeQuantizeOptions, onProgress: NativeProgress | null): NativeEvaluation<NativeQuantized>
+  searchCushion(texts: Int32Array[], options: NativeSearchOptions, onProgress: NativeProgress | null): NativeEvaluation<NativeCushion>
+  /** `path`: where this model was loaded from. */
+  tuneCushion(path: string, cushion: NativeCushion, texts: Int32Array[], options: NativeTuneOptions, onProgress: NativeProgress | null): NativeEvaluation<NativeCushion>
+  readCushion(path: string): NativeEvaluation<NativeCushion>
   newSequence(): NativeSequence
   restore(path: string): Promise<NativeSequence>
   memory(): { weightBytes: number; kvBytes: number; kvLimitBytes: number; scratchBytes: number }
@@ -197,6 +334,7 @@ export interface NativeTensor {
   readonly shape: number[]
   readonly dtype: string
   readonly device: string
+  readonly packed: boolean
   /** The elements' bytes. */
   read(): Promise<ArrayBuffer>
   dispose(): void

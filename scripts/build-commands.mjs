@@ -16,9 +16,9 @@ export const buildEnvironment = {
 export const jobs = process.env.JOBS || String(Math.max(1, os.availableParallelism()))
 
 /** Runs a command; its output goes to `log` (a file) or is shown. Rejects with the last lines when it fails. */
-export function runBuildCommand(command, args, { verbose = false, log, onLine, cwd = root } = {}) {
+export function runBuildCommand(command, args, { verbose = false, log, onLine, cwd = root, env = buildEnvironment } = {}) {
   return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { cwd, env: buildEnvironment, stdio: ['ignore', 'pipe', 'pipe'] })
+    const child = spawn(command, args, { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] })
     let output = ''
     const take = (chunk) => {
       output += chunk

@@ -4,7 +4,7 @@ import { buildEnvironment, checkTools, jobs, runBuildCommand } from './build-com
 import { root } from './setup.mjs'
 
 /** Builds targets of binding.gyp into `name`, without the addon: no Node headers are needed. Gives the folder of the programs. */
-export async function buildWithGyp(name, defines) {
+export async function buildWithGyp(name, defines, env = buildEnvironment) {
   checkTools()
   const folder = path.join(root, name)
   const gyp = path.join(root, 'node_modules/node-gyp/gyp/gyp_main.py')
@@ -14,8 +14,8 @@ export async function buildWithGyp(name, defines) {
   }
   const args = [gyp, 'binding.gyp', '-f', 'make', '--depth=.', '--no-parallel', '--generator-output', name, '-Goutput_dir=.']
   for (const [key, value] of Object.entries(all)) args.push(`-D${key}=${value}`)
-  await runBuildCommand(process.env.PYTHON || 'python3', args, { log: path.join(folder, 'configure.log') })
-  await runBuildCommand('make', ['-C', folder, 'BUILDTYPE=Release', '-j', jobs], { log: path.join(folder, 'compile.log') })
+  await runBuildCommand(process.env.PYTHON || 'python3', args, { env, log: path.join(folder, 'configure.log') })
+  await runBuildCommand('make', ['-C', folder, 'BUILDTYPE=Release', '-j', jobs], { env, log: path.join(folder, 'compile.log') })
   return path.join(folder, 'Release')
 }
 

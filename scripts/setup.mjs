@@ -78,7 +78,7 @@ async function buildNative({ nativeTests, werror }) {
   if (isFresh('addon', 'build/Release/lapidary.node') && (!nativeTests || isFresh('tests', 'build/Release/lapidary_tests'))) return
   const { buildAddon } = await import('./build-addon.mjs')
   const listed = JSON.parse(readFileSync(path.join(root, 'native/sources.json'), 'utf8'))
-  const groups = nativeTests ? Object.keys(listed) : ['core', 'avx2', 'avx512', 'avx512vnni', 'addon']
+  const groups = Object.keys(listed).filter((group) => nativeTests || !/cuda|emulator|gpu|fuzz|tests/.test(group))
   const total = groups.reduce((sum, group) => sum + listed[group].length, 0)
   const value = fingerprint(sources.addon), testsValue = fingerprint(sources.tests)
   say(`lapidary: compiling the native part (${nativeTests ? 'addon and C++ tests' : 'addon'}; the first time takes a minute or two)`)

@@ -1,5 +1,6 @@
 // `npm test`: sets up what is missing, then runs every check. Options: --long (100,000 fuzzed files, long tests), --sanitizers (C++ tests
-// under ASan + UBSan, engine tests under TSan, fuzzing under ASan), --cmake (the addon by cmake-js too), --werror.
+// under ASan + UBSan, engine tests under TSan, fuzzing under ASan), --arm64 (C++ tests of 64-bit ARM under qemu; --long has them too), --cmake
+// (the addon by cmake-js too), --werror.
 import { spawn } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import os from 'node:os'
@@ -102,6 +103,18 @@ async function checkCudaLibrary() {
   record('CUDA library', passed, failed)
 }
 
+/** The C++ tests of 64-bit ARM, cross-compiled, on processors that qemu emulates; needs both, and no such machine. */
+async function testArm64() {
+  const { buildArm64Tests, missingForArm64, onProcessor, partsFor, processors } = await import('./test-arm64.mjs')
+  const reason = missingForArm64()
+  if (reason) return void process.stdout.write(`not run: ${reason}\n`)
+  const program = await buildArm64Tests({ werror: flags.has('--werror') })
+  for (const processor of processors) {
+    const [command, args, env] = onProcessor(processor, program, partsFor(processor))
+    await runShared(`arm64 ${processor.cpu}`, command, args, { ...environment, ...env })
+  }
+}
+
 await section('set-up', async () => {
   await setUp({ nativeTests: true, werror: flags.has('--werror'), cuda: false })
 })
@@ -148,6 +161,7 @@ if (totals.failed === 0) {
       }
     })
   }
+  if (long || flags.has('--arm64')) await section('C++ tests of 64-bit ARM', testArm64)
   if (flags.has('--cmake')) {
     await section('addon by cmake-js', async () => {
       const { buildWithCMake } = await import('./build-cmake.mjs')

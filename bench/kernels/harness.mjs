@@ -121,7 +121,7 @@ export class Session {
     const p = this.#peaks
     if (!p) return null
     const arithmetic = operations / (p[compute] ?? p.f32), memory = bytes / p.bandwidth
-    return arithmetic > memory ? { seconds: arithmetic, by: compute } : { seconds: memory, by: 'memory' }
+    return { seconds: Math.max(arithmetic, memory), by: arithmetic > memory ? compute : 'memory', arithmetic, memory }
   }
 
   async subject(name, about, cases) {
@@ -131,7 +131,7 @@ export class Session {
       if (!`${name}: ${c.name}`.includes(this.#filter)) continue
       if (!shown) {
         console.log(`\n${name}: ${about}`)
-        console.log(`  ${'case'.padEnd(width)} ${'median'.padStart(10)} ${'p10 – p90'.padStart(22)} ${'rate'.padStart(15)}   share of roofline`)
+        console.log(`  ${'case'.padEnd(width)} ${'median'.padStart(10)} ${'p10 – p90'.padStart(22)} ${'operations'.padStart(15)} of peak ${'bytes'.padStart(12)} of bandwidth   share of roofline`)
         shown = true
       }
       const result = { subject: name, name: c.name, operations: c.operations, bytes: c.bytes, compute: c.compute, ...(await this.#run(c)) }
@@ -142,12 +142,11 @@ export class Session {
     }
   }
 
-  #line({ seconds, bound, share, operations, bytes, compute }) {
+  #line({ seconds, bound, share, shareOfPeak, shareOfBandwidth, operations, bytes, compute }) {
     const { median, low, high } = seconds
-    const byMemory = bound ? bound === 'memory' : operations < 16 * bytes
-    const rate = byMemory ? scaled(bytes / median, 'B/s') : scaled(operations / median, operationUnit(compute))
-    const of = bound ? `${(100 * share).toFixed(1).padStart(5)} % of ${bound}` : '    –'
-    return `${duration(median).padStart(10)} ${`${duration(low)} – ${duration(high)}`.padStart(22)} ${rate.padStart(15)}   ${of}`
+    const percent = (value) => (bound ? `${(100 * value).toFixed(1).padStart(5)} %` : '    – ')
+    const rates = `${scaled(operations / median, operationUnit(compute)).padStart(15)} ${percent(shareOfPeak)} ${scaled(bytes / median, 'B/s').padStart(12)} ${percent(shareOfBandwidth)}`
+    return `${duration(median).padStart(10)} ${`${duration(low)} – ${duration(high)}`.padStart(22)} ${rates}        ${percent(share)}${bound ? ` of ${bound}` : ''}`
   }
 
   async #run(c) {
@@ -163,7 +162,11 @@ export class Session {
     try {
       const seconds = await this.#time(prepared.call, copies)
       const bound = this.#bound(c)
-      return { copies, seconds, ...(bound && { bound: bound.by, share: bound.seconds / seconds.median }) }
+      if (!bound) return { copies, seconds }
+      const share = (least) => least / seconds.median
+      return {
+        copies, seconds, bound: bound.by, share: share(bound.seconds), shareOfPeak: share(bound.arithmetic), shareOfBandwidth: share(bound.memory),
+      }
     } finally {
       prepared.dispose()
     }

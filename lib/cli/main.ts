@@ -16,6 +16,10 @@ const commands: Record<string, () => Promise<{ readonly command: Command }>> = {
   tokenize: () => import('./tokenize.js'),
   logits: () => import('./logits.js'),
   perplexity: () => import('./perplexity.js'),
+  eval: () => import('./eval.js'),
+  quantize: () => import('./quantize.js'),
+  cushion: () => import('./cushion.js'),
+  bench: () => import('./bench.js'),
   devices: () => import('./devices.js'),
   build: () => import('./build.js'),
 }

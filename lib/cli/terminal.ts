@@ -35,6 +35,26 @@ export function progress(label: string): (loaded: number, total: number) => void
   }
 }
 
+export interface Stage {
+  readonly phase: string
+  readonly done: number
+  readonly total: number
+  /** Per second. */
+  readonly rate: number
+  readonly secondsLeft: number
+}
+
+/** The same for work in stages, with its rate and the time left. */
+export function stageProgress(): (stage: Stage) => void {
+  if (!process.stderr.isTTY) return () => {}
+  return ({ phase, done, total, rate, secondsLeft }) => {
+    const percent = Math.floor((100 * done) / Math.max(1, total))
+    const speed = phase === 'loading' || phase === 'saving' ? `${bytes(rate)}/s` : `${rate.toFixed(0)} tokens/s`
+    const left = Number.isFinite(secondsLeft) ? `, ${Math.ceil(secondsLeft)} s left` : ''
+    process.stderr.write(`\r\x1b[K${done >= total ? '' : dim(`${phase} ${percent} %, ${speed}${left}`)}`)
+  }
+}
+
 /** Writes to stdout, waiting where the reader is slower. */
 export async function print(text: string): Promise<undefined> {
   if (text !== '' && !process.stdout.write(text)) await once(process.stdout, 'drain')

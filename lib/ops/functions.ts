@@ -85,6 +85,16 @@ export async function gemmInt8(a: Tensor, aScales: Tensor, b: Tensor, bScales: T
 }
 
 /**
+ * The weight [out, in] in the form that a model's weights have on its device, for products with it again and again: laid out once, here, rather than
+ * in every product. int8 products have the same bits; those of other types are summed in a model's order rather than in that of plain rows. A tensor of
+ * its own, about as large as the weight; where a device or a type has no such form ('cuda', 'reference', f32), it shares the weight's memory.
+ */
+export async function pack(weight: Tensor): Promise<Tensor> {
+  const site = callSite(pack)
+  return one(run(site, 'pack', tensor(weight, 'pack: weight').device, { tensors: [weight] }))
+}
+
+/**
  * Symmetric int8: q = round(x / scale) to nearest even, ±127; scale = max(|row|, 1e-8) / 127, or the one given.
  * x f32 or bf16 [rows, dim] → { q: i8 [rows, dim], scales: f32 [rows] }.
  */

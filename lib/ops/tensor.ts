@@ -36,6 +36,8 @@ export class Tensor implements Disposable {
   readonly shape: readonly number[]
   readonly dtype: DType
   readonly device: 'reference' | 'cpu' | 'cuda'
+  /** Whether its memory has the order in which products read it (see `pack`): it is then a weight of `linear`, `gemmInt8` and `embed`, and nothing else. */
+  readonly packed: boolean
 
   /** @internal */
   constructor(handle: NativeTensor) {
@@ -43,6 +45,7 @@ export class Tensor implements Disposable {
     this.shape = Object.freeze([...handle.shape])
     this.dtype = handle.dtype as DType
     this.device = handle.device as Tensor['device']
+    this.packed = handle.packed
   }
 
   /**
@@ -74,7 +77,7 @@ export class Tensor implements Disposable {
     return this.shape.reduce((a, b) => a * b, 1)
   }
 
-  /** The elements, once every operation before has finished. f32 and bf16: Float32Array; i8, i32: as such; else the bytes. */
+  /** The elements, once every operation before has finished. f32 and bf16: Float32Array; i8, i32: as such; else the bytes. Not of a packed weight. */
   toArray(): Promise<TensorData> {
     const site = callSite(this.toArray)
     return inOrder(this.device, async () => {

@@ -20,6 +20,8 @@ inline constexpr napi_type_tag kTokenizerTag = {0x6c61706964617279, 0x04};
 inline constexpr napi_type_tag kTokenStreamTag = {0x6c61706964617279, 0x05};
 inline constexpr napi_type_tag kTensorTag = {0x6c61706964617279, 0x06};
 inline constexpr napi_type_tag kKvCacheTag = {0x6c61706964617279, 0x07};
+inline constexpr napi_type_tag kQuantizedTag = {0x6c61706964617279, 0x08};
+inline constexpr napi_type_tag kCushionTag = {0x6c61706964617279, 0x09};
 
 struct Method {
   const char* name;

@@ -53,8 +53,11 @@ class ProgressChannel final : public Listener, public std::enable_shared_from_th
 
 int64_t total_bytes(const std::vector<TensorFact>& tensors, WeightsKind kind = WeightsKind::as_is) {
   int64_t bytes = 0;
-  for (const TensorFact& fact : tensors)
-    bytes += fact.shape.size() == 2 ? converted_bytes(fact.shape[0], fact.shape[1], fact.bytes, kind) : fact.bytes;
+  for (const TensorFact& fact : tensors) {
+    // Matrices that are int8 in the file stay so, and their scales [rows, 1] are no matrices.
+    const bool converts = fact.shape.size() == 2 && fact.shape[1] > 1 && fact.dtype != "i8" && fact.dtype != "i32";
+    bytes += converts ? converted_bytes(fact.shape[0], fact.shape[1], fact.bytes, kind) : fact.bytes;
+  }
   return bytes;
 }
 

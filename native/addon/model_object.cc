@@ -36,12 +36,12 @@ std::shared_ptr<const Tokenizer> load_optional_tokenizer(const std::string& path
 
 }  // namespace
 
-LoadedModel load_model(const std::string& path, const LoadOptions& options, const LoadProgress& progress) {
+LoadedModel load_model(const std::string& path, const LoadOptions& options, const LoadProgress& progress, WeightsTransform* transform) {
   std::shared_ptr<Backend> backend = make_backend(options);
   LoadedModel out;
   out.device = std::string(backend->name());
   const int threads = options.threads > 0 ? options.threads : physical_cores();
-  out.weights = load_weights(path, *backend, progress, {options.weights, threads});
+  out.weights = load_weights(path, *backend, progress, {.kind = options.weights, .threads = threads, .transform = transform});
   std::shared_ptr<const Tokenizer> tokenizer = load_optional_tokenizer(path);
   std::unique_ptr<Engine> engine = Engine::start(std::move(backend), out.weights, tokenizer, options.engine);
   out.state = std::make_shared<ModelState>(std::move(engine), std::move(tokenizer));
@@ -68,7 +68,16 @@ Napi::Object make_model(Napi::Env env, LoadedModel model) {
 std::vector<Method> ModelObject::methods() {
   return {{"generate", call_member<ModelObject, &ModelObject::generate>},
           {"logits", call_member<ModelObject, &ModelObject::logits>},
+          {"logProbabilities", call_member<ModelObject, &ModelObject::log_probabilities>},
           {"hiddenStates", call_member<ModelObject, &ModelObject::hidden_states>},
+          {"textLikelihood", call_member<ModelObject, &ModelObject::text_likelihood>},
+          {"divergence", call_member<ModelObject, &ModelObject::divergence>},
+          {"choiceLikelihoods", call_member<ModelObject, &ModelObject::choice_likelihoods>},
+          {"activations", call_member<ModelObject, &ModelObject::activations>},
+          {"quantize", call_member<ModelObject, &ModelObject::quantize>},
+          {"searchCushion", call_member<ModelObject, &ModelObject::search_cushion>},
+          {"tuneCushion", call_member<ModelObject, &ModelObject::tune_cushion>},
+          {"readCushion", call_member<ModelObject, &ModelObject::read_cushion>},
           {"newSequence", call_member<ModelObject, &ModelObject::new_sequence>},
           {"restore", call_member<ModelObject, &ModelObject::restore>},
           {"memory", call_member<ModelObject, &ModelObject::memory>},
@@ -99,12 +108,16 @@ napi_value ModelObject::generate(const Napi::CallbackInfo& info) {
   return start_run(info.Env(), state_, std::move(request), to_function(info[1], "onEvent"));
 }
 
-napi_value ModelObject::logits(const Napi::CallbackInfo& info) {
+napi_value ModelObject::score(const Napi::CallbackInfo& info, RunKind kind) {
   const Napi::Array list = to_array(info[0], "sequences");
   std::vector<std::vector<int32_t>> prompts;
   for (uint32_t i = 0; i < list.Length(); ++i) prompts.push_back(to_int32s(list.Get(i), "sequences[" + std::to_string(i) + "]"));
-  return start_scores(info.Env(), state_, RunKind::logits, std::move(prompts));
+  return start_scores(info.Env(), state_, kind, std::move(prompts));
 }
+
+napi_value ModelObject::logits(const Napi::CallbackInfo& info) { return score(info, RunKind::logits); }
+
+napi_value ModelObject::log_probabilities(const Napi::CallbackInfo& info) { return score(info, RunKind::logprobs); }
 
 napi_value ModelObject::hidden_states(const Napi::CallbackInfo& info) {
   std::vector<std::vector<int32_t>> prompts;

@@ -32,7 +32,19 @@ class ModelObject {
  private:
   napi_value generate(const Napi::CallbackInfo& info);
   napi_value logits(const Napi::CallbackInfo& info);
+  napi_value log_probabilities(const Napi::CallbackInfo& info);
+  napi_value score(const Napi::CallbackInfo& info, RunKind kind);
   napi_value hidden_states(const Napi::CallbackInfo& info);
+  // evaluation.cc
+  napi_value text_likelihood(const Napi::CallbackInfo& info);
+  napi_value divergence(const Napi::CallbackInfo& info);
+  napi_value choice_likelihoods(const Napi::CallbackInfo& info);
+  napi_value activations(const Napi::CallbackInfo& info);
+  napi_value quantize(const Napi::CallbackInfo& info);  // quantized_object.cc
+  // cushion_object.cc
+  napi_value search_cushion(const Napi::CallbackInfo& info);
+  napi_value tune_cushion(const Napi::CallbackInfo& info);
+  napi_value read_cushion(const Napi::CallbackInfo& info);
   napi_value new_sequence(const Napi::CallbackInfo& info);
   napi_value restore(const Napi::CallbackInfo& info);
   napi_value memory(const Napi::CallbackInfo& info);
@@ -45,8 +57,9 @@ class ModelObject {
   int64_t reported_bytes_;  // told to the garbage collector and not taken back yet
 };
 
-// Any thread: weights, tokenizer and engine of the model at `path`.
-LoadedModel load_model(const std::string& path, const LoadOptions& options, const LoadProgress& progress);
+// Any thread: weights, tokenizer and engine of the model at `path`; `transform` may be null.
+LoadedModel load_model(const std::string& path, const LoadOptions& options, const LoadProgress& progress,
+                       WeightsTransform* transform = nullptr);
 // JavaScript thread: the NativeModel.
 Napi::Object make_model(Napi::Env env, LoadedModel model);
 

@@ -27,12 +27,22 @@ struct OpCall {
   Backend& backend() const { return *device->backend; }
   bool has(size_t i) const { return i < tensors.size() && tensors[i]; }
   const Tensor& tensor(size_t i, const char* what) const {
+    expect(!has(i) || !tensors[i]->packed, ErrorCode::invalid_argument, name, ": ", what, " is a packed weight, which only products take");
+    return weight(i, what);
+  }
+  // The same; packed weights too.
+  const Tensor& weight(size_t i, const char* what) const {
     expect(has(i), ErrorCode::invalid_argument, name, ": ", what, " is missing");
     return tensors[i]->t;
   }
   // Of one of these dtypes and this rank (0: any).
   const Tensor& tensor(size_t i, const char* what, std::initializer_list<DType> dtypes, int rank) const {
-    const Tensor& t = tensor(i, what);
+    return checked(tensor(i, what), what, dtypes, rank);
+  }
+  const Tensor& weight(size_t i, const char* what, std::initializer_list<DType> dtypes, int rank) const {
+    return checked(weight(i, what), what, dtypes, rank);
+  }
+  const Tensor& checked(const Tensor& t, const char* what, std::initializer_list<DType> dtypes, int rank) const {
     std::string allowed;
     for (DType d : dtypes) allowed += (allowed.empty() ? "" : " or ") + std::string(dtype_info(d).name);
     expect(std::find(dtypes.begin(), dtypes.end(), t.dtype) != dtypes.end(), ErrorCode::invalid_argument, name, ": ", what, " must be ",
@@ -73,7 +83,7 @@ Results rms_norm(const OpCall& c) {
 }
 
 Linear weight_of(const OpCall& c, size_t weight, size_t scale, ActScheme scheme, float input_scale) {
-  const Tensor& w = c.tensor(weight, "weight");
+  const Tensor& w = c.weight(weight, "weight");
   expect(w.rank == 2, ErrorCode::invalid_argument, c.name, ": weight must be [out, in], its shape is ", w.shape_text());
   Linear linear = {w, nullptr};
   if (w.dtype == DType::i8) {
@@ -83,11 +93,12 @@ Linear weight_of(const OpCall& c, size_t weight, size_t scale, ActScheme scheme,
     linear.activations = scheme;
     linear.input_scale = input_scale;
   }
-  return c.backend().wrap_linear(linear);
+  linear.packed = c.tensors[weight]->packed;
+  return linear.packed ? linear : c.backend().wrap_linear(linear);
 }
 
 Results linear(const OpCall& c) {
-  const Tensor &x = c.tensor(0, "x", {DType::f32, DType::bf16}, 2), &w = c.tensor(1, "weight");
+  const Tensor &x = c.tensor(0, "x", {DType::f32, DType::bf16}, 2), &w = c.weight(1, "weight");
   const double input_scale = c.numbers.at(0);  // < 0: weight-only; 0: a scale per row; > 0: that scale
   expect(w.rank == 2 && x.shape[1] == w.shape[1], ErrorCode::invalid_argument, "linear: x ", x.shape_text(), " and weight ", w.shape_text(),
          ": the last dimensions must be equal");
@@ -99,13 +110,31 @@ Results linear(const OpCall& c) {
 
 Results gemm_int8(const OpCall& c) {
   const Tensor &a = c.tensor(0, "a", {DType::i8}, 2), &a_scales = c.tensor(1, "a scales", {DType::f32}, 1),
-               &b = c.tensor(2, "b", {DType::i8}, 2);
+               &b = c.weight(2, "b", {DType::i8}, 2);
   expect(a.shape[1] == b.shape[1], ErrorCode::invalid_argument, "gemmInt8: a ", a.shape_text(), " and b ", b.shape_text(),
          ": both are K-major, so the last dimensions, ", a.shape[1], " and ", b.shape[1], ", must be equal");
   expect(a_scales.shape[0] == a.shape[0], ErrorCode::invalid_argument, "gemmInt8: a ", a.shape_text(), " needs ", a.shape[0],
          " scales, got ", a_scales.shape[0]);
   const auto out = c.result(DType::f32, {a.shape[0], b.shape[0]});
   c.backend().matmul_int8(a, a_scales, weight_of(c, 2, 3, ActScheme::token, 0), out->t);
+  return {out};
+}
+
+// The form that a model's weights are given, where it is another than plain rows in host memory; else the same memory once more.
+Results pack(const OpCall& c) {
+  const OpsTensorPtr source = c.tensors.at(0);
+  const Tensor& w = c.weight(0, "weight");
+  expect(w.rank == 2 && w.dtype != DType::i32 && w.dtype != DType::u8, ErrorCode::invalid_argument,
+         "pack: weight must be [out, in] of a type ", "that products take, it is ", dtype_info(w.dtype).name, " ", w.shape_text());
+  auto out = std::make_shared<OpsTensor>(*source);
+  if (!source->packed && w.device == Device::host && w.elements() > 0) {
+    const Linear made = c.backend().make_linear({w, nullptr});
+    if (made.packed) {
+      out->packed = made.packed;
+      out->buffer = {};
+      out->t.data = nullptr;
+    }
+  }
   return {out};
 }
 
@@ -117,7 +146,7 @@ Results quantize_rows(const OpCall& c) {
 }
 
 Results embed(const OpCall& c) {
-  const Tensor& table = c.tensor(0, "table");
+  const Tensor& table = c.weight(0, "table");
   expect(table.rank == 2, ErrorCode::invalid_argument, "embed: table must be [vocab, dim], its shape is ", table.shape_text());
   for (int32_t id : c.ids)
     expect(id >= 0 && id < table.shape[0], ErrorCode::invalid_argument, "embed: id ", id, " is outside the table's ", table.shape[0],
@@ -229,17 +258,10 @@ Results synchronize(const OpCall& c) {
 }
 
 const std::map<std::string, Results (*)(const OpCall&)>& table() {
-  static const std::map<std::string, Results (*)(const OpCall&)> ops = {{"rmsNorm", rms_norm},
-                                                                        {"linear", linear},
-                                                                        {"gemmInt8", gemm_int8},
-                                                                        {"quantizeRows", quantize_rows},
-                                                                        {"embed", embed},
-                                                                        {"geglu", geglu},
-                                                                        {"add", add},
-                                                                        {"softCap", soft_cap},
-                                                                        {"rope", rope},
-                                                                        {"attention", attention},
-                                                                        {"synchronize", synchronize}};
+  static const std::map<std::string, Results (*)(const OpCall&)> ops = {
+      {"rmsNorm", rms_norm},           {"linear", linear}, {"gemmInt8", gemm_int8},  {"pack", pack},
+      {"quantizeRows", quantize_rows}, {"embed", embed},   {"geglu", geglu},         {"add", add},
+      {"softCap", soft_cap},           {"rope", rope},     {"attention", attention}, {"synchronize", synchronize}};
   return ops;
 }
 

@@ -94,7 +94,8 @@ std::vector<Method> TensorObject::methods() {
           {"dispose", call_member<TensorObject, &TensorObject::dispose>},
           {"shape", call_member<TensorObject, &TensorObject::shape>, true},
           {"dtype", call_member<TensorObject, &TensorObject::dtype>, true},
-          {"device", call_member<TensorObject, &TensorObject::device>, true}};
+          {"device", call_member<TensorObject, &TensorObject::device>, true},
+          {"packed", call_member<TensorObject, &TensorObject::packed>, true}};
 }
 
 TensorObject::TensorObject(Environment& environment, OpsTensorPtr tensor)
@@ -116,6 +117,7 @@ void TensorObject::release() {
 
 // The bytes as they are, in an ArrayBuffer.
 napi_value TensorObject::read(const Napi::CallbackInfo& info) {
+  expect(!get()->packed, ErrorCode::unsupported, "a packed weight cannot be read: keep the tensor that it was made of");
   auto read = [tensor = get()] {
     std::vector<std::byte> bytes(static_cast<size_t>(tensor->t.bytes()));
     const std::lock_guard lock(tensor->device->mutex);
@@ -143,6 +145,7 @@ napi_value TensorObject::shape(const Napi::CallbackInfo& info) {
 }
 napi_value TensorObject::dtype(const Napi::CallbackInfo& info) { return text(info.Env(), dtype_info(get()->t.dtype).name); }
 napi_value TensorObject::device(const Napi::CallbackInfo& info) { return text(info.Env(), get()->device->kind); }
+napi_value TensorObject::packed(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), get()->packed != nullptr); }
 
 // tensor(device, dtype, shape, data | null): data holds the elements in memory order, exactly as many bytes as the shape takes.
 napi_value create_tensor(const Napi::CallbackInfo& info) {

@@ -26,6 +26,7 @@ struct OpsTensor {
   std::shared_ptr<OpsDevice> device;
   Buffer buffer;
   Tensor t;
+  std::shared_ptr<const PackedWeight> packed{};  // then `t` has a type and a shape, and no memory
 };
 using OpsTensorPtr = std::shared_ptr<const OpsTensor>;
 
@@ -56,6 +57,7 @@ class TensorObject {
   napi_value shape(const Napi::CallbackInfo& info);
   napi_value dtype(const Napi::CallbackInfo& info);
   napi_value device(const Napi::CallbackInfo& info);
+  napi_value packed(const Napi::CallbackInfo& info);
   void release();
 
   std::shared_ptr<Environment> environment_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "base/thread_pool.h"
 #include "cpu/kernels.h"
@@ -9,8 +10,12 @@
 
 namespace lapidary::cpu {
 
-// The contract of Backend::attention.
+// What each row of the step sees, causally, by the window and in its picture. False: some row's picture lies apart from the keys before
+// it, so that what it sees is no single span.
+bool find_visible(std::span<const AttentionSpan> spans, const AttentionShape& shape, std::vector<KeySpan>& visible);
+
+// The contract of Backend::attention, given what find_visible found.
 void attention(const Kernels& kernels, ThreadPool& pool, const Tensor& q, std::span<const AttentionSpan> spans, const AttentionShape& shape,
-               const Tensor& out);
+               const std::vector<KeySpan>& visible, const Tensor& out);
 
 }  // namespace lapidary::cpu

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/training_kernels.h"
 #include "tensor/dtype.h"
 
 namespace lapidary::cpu {
@@ -32,48 +33,66 @@ struct LinearTask {
   int64_t out_stride;
 };
 
-// out[t, n] = float(x[t] · w[n]) * (x_scales[t] * w_scales[n]), the product of two int8 rows exact in int32 (so k < 2^17).
-struct Int8Task {
-  const void* x;             // [tokens] rows that `prepare` made, row_bytes apart
-  const int32_t* x_offsets;  // [tokens] what `prepare` returned for each
-  const float* x_scales;     // [tokens]
-  int64_t tokens;
-  const int8_t* weight;   // [n, k], unaligned
-  const float* w_scales;  // [n]
-  int64_t k;
-  float* out;  // [tokens, ...], rows out_stride floats apart
-  int64_t out_stride;
+// What a product does to a row of its input.
+struct InputRule {
+  float fixed_scale = 0;       // int8 inputs: > 0, the scale; 0: taken from the row
+  bool round_to_bf16 = false;  // inputs that stay f32: rounded first, as bf16 precision wants it
 };
 
-struct Int8Kernels {
-  // The form in which `multiply` reads an input row of k numbers, and its bytes.
-  int64_t (*row_bytes)(int64_t k);
-  int32_t (*prepare)(const int8_t* q, int64_t k, void* row);
+// out[t, n] = x[t] · w[n] (i8: times the scales) over panels of packed weights.
+struct PackedTask {
+  const std::byte* input;  // [tokens] rows made by `prepare`, input_bytes(k) apart
+  int64_t tokens;
+  const std::byte* panels;  // of the whole weight, panel_bytes apart
+  int64_t panel_bytes;
+  int64_t n, k;           // of the whole weight; rows beyond n are not stored
+  const float* w_scales;  // i8: [n]
+  float* out;             // row i of the weight goes to out[t * out_stride + i - out_first]; panels write their own columns alone
+  int64_t out_stride, out_first;
+};
 
-  // Weight rows [n0, n1). More than direct_tokens tokens: the rows are first rearranged, panel_rows at a time, so work is best cut
-  // at multiples of panel_rows and into many tokens. Fewer: the rows are read where they are.
-  int64_t direct_tokens, panel_rows;
-  void (*multiply)(const Int8Task& task, int64_t n0, int64_t n1, float* scratch);
+// One way to multiply packed weights of one type with inputs of one form. See packed_layout.h for the panels.
+struct PackedKernel {
+  DType weight;
+  DType input;                        // i8: quantised by the int8 rule; bf16: for inputs that are bf16; f32: any input as it is
+  int64_t unit_panels;                // work is best cut at multiples of these
+  int64_t (*input_bytes)(int64_t k);  // of one prepared row; a multiple of 64
+  void (*prepare)(const float* x, int64_t k, const InputRule& rule, std::byte* row);
+  // i8 inputs: a row that is quantised already.
+  void (*prepare_quantized)(const int8_t* q, float scale, int64_t k, std::byte* row);
+  // Panels [p0, p1), all tokens. Scratch: scratch_floats(tokens, k).
+  void (*multiply)(const PackedTask& task, int64_t p0, int64_t p1, float* scratch);
   size_t (*scratch_floats)(int64_t tokens, int64_t k);
+};
+
+// A table's packed kernels: the first that fits is taken.
+struct PackedKernels {
+  const PackedKernel* const* list = nullptr;
+  int count = 0;
 };
 
 // Keys are visited in partitions of kPartitionKeys, aligned to absolute positions; each has its own online softmax, and the
 // partitions' states are merged in increasing order. So a result depends on the query's position and window alone, and long
 // contexts can be shared among threads.
-inline constexpr int64_t kPartitionKeys = 512;
+inline constexpr int64_t kPartitionKeys = 256;
+
+// The keys that a query sees: positions [begin, end), not empty; or slots of a prefix, of which end is the count.
+struct KeySpan {
+  int64_t begin, end;
+};
 
 // Queries of `rows` consecutive tokens and of the `group` heads that share one KV head: query i is row i / group, head i % group.
 struct AttentionTile {
   const float* q;  // first row, first head of the group; rows q_stride floats apart, heads head_dim apart
   int64_t q_stride;
   int64_t rows, group, head_dim;
-  int64_t first_pos;   // absolute position of row 0
-  void* const* pages;  // see KvView
+  const KeySpan* visible;  // [rows]
+  DType dtype;             // of keys and values: f32, bf16 or, in pages, i8
+  void* const* pages;      // see KvView; null: a prefix, whose keys and values are [num_kv_heads, visible[0].end, head_dim]
   int64_t num_pages;
-  bool kv_bf16;
+  const void *prefix_k, *prefix_v;
   int64_t kv_head, num_kv_heads;
   float scale, softcap;
-  int64_t window;
 };
 
 // Softmax state of a tile's queries over some of their keys; sum is 0 where a query saw none, and at least 1 elsewhere.
@@ -87,7 +106,7 @@ static constexpr int64_t padded(int64_t elements) { return (elements + 15) / 16 
 static constexpr int64_t attention_state_floats(int64_t queries, int64_t head_dim) { return queries * (padded(head_dim) + 2); }
 
 // What a loop needs beyond its table's instruction set.
-enum class Feature { none, avx_vnni, avx512_vnni, avx512_bf16 };
+enum class Feature { none, avx_vnni, avx512_vnni, avx512_bf16, amx };
 
 // The data of a ProbeLoop: kProbeBytes of numbers of its type, which stay in the first-level cache, and as many zero bytes behind them,
 // whose value the compiler must not know.
@@ -130,9 +149,15 @@ struct Kernels {
   void (*quantize_int8)(const float* x, int64_t n, float inverse, int8_t* q);
   void (*geglu)(const float* gate, const float* up, int64_t n, void* out, bool out_bf16);
   void (*rope)(float* x, const float* cos, const float* sin, int64_t heads, int64_t half);  // x [heads, 2 * half]
+  // Of the angles position * inv_freq[j], f32.
+  void (*rope_angles)(float position, const float* inv_freq, int64_t half, float* cos, float* sin);
 
-  // Partitions [p0, p1) of the tile's keys -> state.
-  void (*attend)(const AttentionTile& tile, int64_t p0, int64_t p1, const AttentionState& state, float* scratch);
+  // The passes of SamplingLoops over part of a vocabulary that begins at a block.
+  bool (*block_maxima)(const float* x, int64_t n, int64_t block, float* maxima);
+  void (*block_units)(const float* x, int64_t n, int64_t block, float top, float temperature, float unit, uint64_t* sums);
+
+  // Partitions [p0, p1) of the tile's keys -> state; not fresh: merged into what it holds, each in turn.
+  void (*attend)(const AttentionTile& tile, int64_t p0, int64_t p1, bool fresh, const AttentionState& state, float* scratch);
   size_t (*attend_scratch_floats)(int64_t queries, int64_t head_dim);
   // total = total merged with the state of later keys.
   void (*merge)(const AttentionState& total, const AttentionState& later, int64_t queries, int64_t head_dim);
@@ -140,13 +165,21 @@ struct Kernels {
   void (*finish)(const AttentionTile& tile, const AttentionState& state, void* out, int64_t out_stride, bool out_bf16);
 
   Probes probes;
-  Int8Kernels int8;
+  PackedKernels packed[4];  // looked through in order: an instruction set's own come before those it shares
+  TrainingKernels training;
 };
+
+// Null: none.
+const PackedKernel* find_packed(const Kernels& kernels, DType weight, DType input);
 
 extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
-extern const Int8Kernels kAvx512VnniInt8;  // takes the place of kAvx512Kernels.int8
+extern const PackedKernels kAvx512VnniPacked;
+extern const PackedKernels kAvx512Bf16Packed;
+extern const PackedKernels kAmxPacked;  // for a processor that has AVX-512 VNNI
+extern const ProbeLoop kAmxInt8Probe, kAmxBf16Probe;
+extern const PackedKernels kAvxVnniPacked;  // for a processor that has kAvx2Kernels
 
 // The table of the instruction set in use; see cpu_instruction_set.
 const Kernels& select_kernels();

@@ -1,55 +1,167 @@
 // Attention over V: one tile of queries, which share a KV head, over its keys block by block. Part of kernels_impl.h.
 //
-// Per query and 64-key block, the block aligned to absolute positions: scores by dot16, scale, soft-cap, maximum over the
-// visible keys, rescale, p = exp(score - maximum); the sum of p by lanes (key % 16) and the tree of reduce_add; values added key
-// by key with one rounding each. Keys that are not visible are never part of any sum: their memory may hold anything.
+// Per query and 64-key block, the block aligned to absolute positions: scores by one chain of fused multiply-adds in rising element, scale,
+// soft-cap, maximum over the visible keys, p = exp(score - maximum); the sum of p by lanes (key % 16) and the tree of reduce_add; values
+// added key by key with one rounding each. A key that a query does not see has p = 0 there, which leaves its sums as they are as long as
+// values are finite; where they are not, rows are taken one by one. Memory of keys that no row of the tile sees is not read as values.
 #pragma once
 
-#include "cpu/kernels_linear.h"
+#include "cpu/kernels_attention_pack.h"
 
 namespace lapidary::cpu {
 namespace {
 
-constexpr int64_t kBlockKeys = 64;  // = kPageTokens
 constexpr int kBlockVectors = kBlockKeys / 16;
 constexpr float kInfinity = __builtin_inff();
 
-// Keys of a block, or rows of a page: [begin, end) of 0 .. 64.
-struct KeyRange {
-  int64_t begin, end;
+// Keys of a block.
+struct BlockRange {
+  int32_t begin, end;  // of 0 .. 64
   bool empty() const { return begin >= end; }
-  bool operator==(const KeyRange&) const = default;
 };
 
-int64_t first_visible(const AttentionTile& tile, int64_t pos) { return tile.window > pos ? 0 : pos - tile.window + 1; }
-
-KeyRange visible_keys(const AttentionTile& tile, int64_t row, int64_t block) {
-  const int64_t pos = tile.first_pos + row, base = block * kBlockKeys;
-  const int64_t begin = first_visible(tile, pos) - base, end = pos + 1 - base;
-  return {begin < 0 ? 0 : begin, end > kBlockKeys ? kBlockKeys : end};
+BlockRange in_block(const KeySpan& seen, int64_t block) {
+  const int64_t base = block * kBlockKeys, begin = seen.begin - base, end = seen.end - base;
+  if (begin >= kBlockKeys || end <= 0 || begin >= end) return {0, 0};
+  return {begin < 0 ? 0 : static_cast<int32_t>(begin), end > kBlockKeys ? static_cast<int32_t>(kBlockKeys) : static_cast<int32_t>(end)};
 }
 
+BlockRange together(BlockRange a, BlockRange b) {
+  if (a.empty()) return b;
+  if (b.empty()) return a;
+  return {a.begin < b.begin ? a.begin : b.begin, a.end > b.end ? a.end : b.end};
+}
+
+// Up to kAttendQueries consecutive queries, in one register tile.
+struct QueryGroup {
+  int32_t first, count;
+  BlockRange seen;  // by some of them, of the block at hand
+};
+
+struct AttentionScratch {
+  float* q;            // [queries, head_dim]
+  float* scores;       // [queries, kBlockKeys]
+  float* rescale;      // [queries]
+  float* panel;        // [kSlab, kBlockKeys] or [kBlockKeys, kSlab]
+  BlockRange* row;     // [rows] what a row sees of the block
+  QueryGroup* groups;  // [group_count], which see something of it
+  int64_t group_count;
+};
+
+int64_t group_limit(int64_t queries) { return (queries + kAttendQueries - 1) / kAttendQueries; }
+
+// What the tile sees of a block: by row, by group, and together.
+BlockRange look_at_block(const AttentionTile& tile, int64_t block, AttentionScratch& scratch) {
+  BlockRange all{0, 0};
+  for (int64_t r = 0; r < tile.rows; ++r) all = together(all, scratch.row[r] = in_block(tile.visible[r], block));
+  const int64_t queries = tile.rows * tile.group, limit = group_limit(queries);
+  scratch.group_count = 0;
+  int64_t first = 0, row = 0, row_end = tile.group;  // the row of `first`, and the query behind that row
+  for (int64_t g = 0; g < limit; ++g) {
+    const int64_t count = queries / limit + (g < queries % limit ? 1 : 0), end = first + count;
+    BlockRange seen = scratch.row[row];
+    while (row_end < end) seen = together(seen, scratch.row[++row]), row_end += tile.group;
+    if (!seen.empty()) scratch.groups[scratch.group_count++] = {static_cast<int32_t>(first), static_cast<int32_t>(count), seen};
+    first = end;
+    if (row_end == end) ++row, row_end += tile.group;
+  }
+  return all;
+}
+
+// --- scores ---------------------------------------------------------------------------------------------------------
+
+// scores[q][key] (+)= Σ q[d] * panel[d][key] for d in [0, n), for 16 * N keys.
+template <int Q, int N>
+void score_tile(const float* q, int64_t q_stride, const float* panel, int64_t n, bool fresh, float* scores) {
+  V s[Q][N];
+  LAPIDARY_UNROLL for (int i = 0; i < Q; ++i) {
+    LAPIDARY_UNROLL for (int j = 0; j < N; ++j) s[i][j] = fresh ? zero() : load(scores + i * kBlockKeys + 16 * j);
+  }
+  for (int64_t d = 0; d < n; ++d, panel += kBlockKeys) {
+    V k[N];
+    LAPIDARY_UNROLL for (int j = 0; j < N; ++j) k[j] = load(panel + 16 * j);
+    LAPIDARY_UNROLL for (int i = 0; i < Q; ++i) {
+      const V x = set1(q[i * q_stride + d]);
+      LAPIDARY_UNROLL for (int j = 0; j < N; ++j) s[i][j] = fma(x, k[j], s[i][j]);
+    }
+  }
+  LAPIDARY_UNROLL for (int i = 0; i < Q; ++i) {
+    LAPIDARY_UNROLL for (int j = 0; j < N; ++j) store(scores + i * kBlockKeys + 16 * j, s[i][j]);
+  }
+}
+
+template <int Q>
+void score_group(const float* q, int64_t q_stride, const float* panel, int64_t n, bool fresh, float* scores, int64_t v, int64_t vectors) {
+  for (int64_t left = vectors - v; left > 0; left = vectors - v) {
+    const float* keys = panel + 16 * v;
+    float* to = scores + 16 * v;
+    if constexpr (kAttendVectors >= 4) {
+      if (left >= 4) {
+        score_tile<Q, 4>(q, q_stride, keys, n, fresh, to), v += 4;
+        continue;
+      }
+      if (left == 3) return score_tile<Q, 3>(q, q_stride, keys, n, fresh, to);
+    }
+    if constexpr (kAttendVectors >= 2) {
+      if (left >= 2) {
+        score_tile<Q, 2>(q, q_stride, keys, n, fresh, to), v += 2;
+        continue;
+      }
+    }
+    score_tile<Q, 1>(q, q_stride, keys, n, fresh, to), v += 1;
+  }
+}
+
+// fn(std::integral_constant-like) for a count of 1 .. kAttendQueries.
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+template <int N = kAttendQueries, typename Fn>
+LAPIDARY_INLINE void with_count(int64_t count, const Fn& fn) {
+  if constexpr (N == 1) {
+    fn(Count<1>{});
+  } else {
+    if (count == N) return fn(Count<N>{});
+    with_count<N - 1>(count, fn);
+  }
+}
+
+template <class W>
+void score_block(const AttentionTile& tile, const BlockSide& keys, BlockRange all, const AttentionScratch& scratch) {
+  const int64_t dim = tile.head_dim;
+  for (int64_t d = 0; d < dim; d += kSlab) {
+    const int64_t n = dim - d < kSlab ? dim - d : kSlab;
+    for (int64_t v = all.begin / 16; v < (all.end + 15) / 16; ++v) turn_keys<W>(keys, dim, d, n, v, scratch.panel);
+    for (int64_t g = 0; g < scratch.group_count; ++g) {
+      const QueryGroup group = scratch.groups[g];
+      with_count(group.count, [&](auto count) {
+        score_group<decltype(count)::value>(scratch.q + group.first * dim + d, dim, scratch.panel, n, d == 0,
+                                            scratch.scores + group.first * kBlockKeys, group.seen.begin / 16, (group.seen.end + 15) / 16);
+      });
+    }
+  }
+}
+
+// --- softmax --------------------------------------------------------------------------------------------------------
+
 // Scores of one query in a block -> their exponentials, in place; returns the factor that brings earlier sums to the new maximum.
-float softmax_block(float* scores, KeyRange keys, float scale, float softcap, float& maximum, float& sum) {
+float softmax_block(float* scores, BlockRange keys, float scale, float softcap, float& maximum, float& sum) {
   V s[kBlockVectors], highest = set1(-kInfinity);
   for (int j = 0; j < kBlockVectors; ++j) {
-    const int64_t b = keys.begin - 16 * j, e = keys.end - 16 * j;
+    const int b = keys.begin - 16 * j, e = keys.end - 16 * j;
+    if (b >= 16 || e <= 0) {
+      s[j] = set1(-kInfinity);
+      continue;
+    }
     s[j] = mul(load(scores + 16 * j), set1(scale));
     if (softcap != 0) s[j] = capped(s[j], set1(softcap));
-    if (b > 0 || e < 16)
-      s[j] = keep_range(s[j],
-                        b < 0    ? 0
-                        : b > 16 ? 16
-                                 : static_cast<int>(b),
-                        e < 0    ? 0
-                        : e > 16 ? 16
-                                 : static_cast<int>(e),
-                        set1(-kInfinity));
+    if (b > 0 || e < 16) s[j] = keep_range(s[j], b < 0 ? 0 : b, e > 16 ? 16 : e, set1(-kInfinity));
     highest = max(highest, s[j]);
   }
   const float block_maximum = reduce_max(highest);
   const float now = block_maximum > maximum ? block_maximum : maximum;
-  const float rescale = exp1(maximum - now);
+  const float rescale = now == maximum ? 1.0f : exp1(maximum - now);
   V total = zero();
   for (int j = 0; j < kBlockVectors; ++j) {
     const V p = exp(sub(s[j], set1(now)));  // exactly 0 where the score is -inf
@@ -61,113 +173,161 @@ float softmax_block(float* scores, KeyRange keys, float scale, float softcap, fl
   return rescale;
 }
 
-// out[q] += p[q][key] * value[key] for the keys in order; Q queries whose p are kBlockKeys apart and out out_stride.
-template <class W, int Q, int D>
-LAPIDARY_INLINE void add_columns(const float* p, const uint8_t* values, int64_t row_bytes, KeyRange keys, int64_t d, float* out,
-                                 int64_t out_stride) {
+void softmax_rows(const AttentionTile& tile, const AttentionState& state, const AttentionScratch& scratch) {
+  for (int64_t r = 0, i = 0; r < tile.rows; ++r) {
+    const BlockRange seen = scratch.row[r];
+    for (int64_t h = 0; h < tile.group; ++h, ++i) {
+      float* scores = scratch.scores + i * kBlockKeys;
+      if (seen.empty()) {
+        scratch.rescale[i] = 1;
+        for (int j = 0; j < kBlockVectors; ++j) store(scores + 16 * j, zero());
+      } else {
+        scratch.rescale[i] = softmax_block(scores, seen, tile.scale, tile.softcap, state.max[i], state.sum[i]);
+      }
+    }
+  }
+}
+
+// --- values ---------------------------------------------------------------------------------------------------------
+
+// out[q] = out[q] * rescale[q] + Σ p[q][key] * value[key] for the keys in order; read(key, j) is vector j < D of a value.
+template <int Q, int D, typename Read>
+LAPIDARY_INLINE void value_tile(const float* p, const float* rescale, BlockRange keys, const Read& read, float* out, int64_t out_stride) {
   V sums[Q][D];
-  LAPIDARY_UNROLL for (int q = 0; q < Q; ++q) {
-    LAPIDARY_UNROLL for (int j = 0; j < D; ++j) sums[q][j] = load(out + q * out_stride + d + 16 * j);
+  LAPIDARY_UNROLL for (int i = 0; i < Q; ++i) {
+    const V factor = set1(rescale[i]);
+    LAPIDARY_UNROLL for (int j = 0; j < D; ++j) sums[i][j] = mul(load(out + i * out_stride + 16 * j), factor);
   }
   for (int64_t key = keys.begin; key < keys.end; ++key) {
     V v[D];
-    LAPIDARY_UNROLL for (int j = 0; j < D; ++j) W::read(values + key * row_bytes, d + 16 * j, v + j);
-    LAPIDARY_UNROLL for (int q = 0; q < Q; ++q) {
-      const V weight = set1(p[q * kBlockKeys + key]);
-      LAPIDARY_UNROLL for (int j = 0; j < D; ++j) sums[q][j] = fma(weight, v[j], sums[q][j]);
+    read(key, v);
+    LAPIDARY_UNROLL for (int i = 0; i < Q; ++i) {
+      const V weight = set1(p[i * kBlockKeys + key]);
+      LAPIDARY_UNROLL for (int j = 0; j < D; ++j) sums[i][j] = fma(weight, v[j], sums[i][j]);
     }
   }
-  LAPIDARY_UNROLL for (int q = 0; q < Q; ++q) {
-    LAPIDARY_UNROLL for (int j = 0; j < D; ++j) store(out + q * out_stride + d + 16 * j, sums[q][j]);
+  LAPIDARY_UNROLL for (int i = 0; i < Q; ++i) {
+    LAPIDARY_UNROLL for (int j = 0; j < D; ++j) store(out + i * out_stride + 16 * j, sums[i][j]);
   }
 }
 
-template <class W, int Q>
-void add_values(const float* p, const uint8_t* values, int64_t head_dim, KeyRange keys, float* out, int64_t out_stride) {
-  constexpr int D = value_vectors(Q);
-  const int64_t row_bytes = head_dim * (sizeof(typename W::Element));
-  int64_t d = 0;
-  for (; d + 16 * D <= head_dim; d += 16 * D) add_columns<W, Q, D>(p, values, row_bytes, keys, d, out, out_stride);
-  for (; d + 16 <= head_dim; d += 16) add_columns<W, Q, 1>(p, values, row_bytes, keys, d, out, out_stride);
-  if (d == head_dim) return;
-  for (int64_t key = keys.begin; key < keys.end; ++key) {
-    const V v = W::read_part(values + key * row_bytes, d, head_dim - d);
-    for (int q = 0; q < Q; ++q) {
-      float* to = out + q * out_stride + d;
-      store(to, fma(set1(p[q * kBlockKeys + key]), v, load(to)));
-    }
-  }
+template <int Q, int D>
+void value_panel_tile(const float* p, const float* rescale, BlockRange keys, const float* panel, float* out, int64_t out_stride) {
+  value_tile<Q, D>(
+      p, rescale, keys,
+      [panel](int64_t key, V(&v)[D]) { LAPIDARY_UNROLL for (int j = 0; j < D; ++j) v[j] = load(panel + key * kSlab + 16 * j); }, out,
+      out_stride);
+}
+
+// Rows of values as the cache holds them, for the few queries of one row; n elements from d on.
+template <class W, int Q, int D>
+void value_row_tile(const float* p, const float* rescale, BlockRange keys, const BlockSide& side, int64_t head_dim, int64_t d, int64_t n,
+                    float* out, int64_t out_stride) {
+  const int64_t row_bytes = head_dim * (4 / W::kWord);
+  value_tile<Q, D>(
+      p, rescale, keys,
+      [&](int64_t key, V(&v)[D]) {
+        const V scale = row_scale<W>(side, key);
+        const uint8_t* row = side.data + key * row_bytes;
+        if (side.ahead != 0) {
+          LAPIDARY_UNROLL for (int b = 0; b < 64 * D / W::kWord; b += 64) LAPIDARY_PREFETCH(row + d * 4 / W::kWord + b + side.ahead);
+        }
+        LAPIDARY_UNROLL for (int j = 0; j < D; ++j) v[j] = read_row<W>(row, d + 16 * j, n - 16 * j, scale);
+      },
+      out, out_stride);
+}
+
+// Vectors of a slab from the j-th, as many as a register tile takes: fn(Count<D>, j).
+template <typename Fn>
+LAPIDARY_INLINE void each_columns(int64_t vectors, const Fn& fn) {
+  int64_t j = 0;
+  for (; j + kAttendVectors <= vectors; j += kAttendVectors) fn(Count<kAttendVectors>{}, j);
+  for (; j < vectors; ++j) fn(Count<1>{}, j);
 }
 
 template <class W>
-void add_values(int64_t queries, const float* p, const uint8_t* values, int64_t head_dim, KeyRange keys, float* out, int64_t out_stride) {
-  for (; queries >= 4; queries -= 4, p += 4 * kBlockKeys, out += 4 * out_stride)
-    add_values<W, 4>(p, values, head_dim, keys, out, out_stride);
-  switch (queries) {
-    case 3:
-      return add_values<W, 3>(p, values, head_dim, keys, out, out_stride);
-    case 2:
-      return add_values<W, 2>(p, values, head_dim, keys, out, out_stride);
-    case 1:
-      return add_values<W, 1>(p, values, head_dim, keys, out, out_stride);
-    default:
-      return;
+void add_values(const AttentionTile& tile, const BlockSide& values, BlockRange all, const AttentionState& state,
+                const AttentionScratch& scratch) {
+  const int64_t dim = tile.head_dim, stride = padded(dim), queries = tile.rows * tile.group;
+  const bool direct = tile.rows == 1;
+  for (int64_t d = 0; d < dim; d += kSlab) {
+    const int64_t n = dim - d < kSlab ? dim - d : kSlab, vectors = (n + 15) / 16;
+    const bool finite = direct || copy_values<W>(values, dim, d, n, all.begin, all.end, scratch.panel);
+    const auto add_group = [&](const QueryGroup& group) {
+      const float *p = scratch.scores + group.first * kBlockKeys, *rescale = scratch.rescale + group.first;
+      float* out = state.out + group.first * stride + d;
+      with_count(group.count, [&](auto count) {
+        each_columns(vectors, [&](auto width, int64_t j) {
+          constexpr int Q = decltype(count)::value, D = decltype(width)::value;
+          if (direct) {
+            value_row_tile<W, Q, D>(p, rescale, group.seen, values, dim, d + 16 * j, n - 16 * j, out + 16 * j, stride);
+          } else {
+            value_panel_tile<Q, D>(p, rescale, group.seen, scratch.panel + 16 * j, out + 16 * j, stride);
+          }
+        });
+      });
+    };
+    if (finite) {
+      for (int64_t g = 0; g < scratch.group_count; ++g) add_group(scratch.groups[g]);
+    } else {
+      for (int64_t i = 0; i < queries; ++i) {
+        const BlockRange seen = scratch.row[i / tile.group];
+        if (!seen.empty()) add_group({static_cast<int32_t>(i), 1, seen});
+      }
+    }
   }
 }
 
-struct AttentionScratch {
-  float* q;       // [queries, head_dim]
-  float* scores;  // [queries, kBlockKeys]
-  float* linear;
+// --- a tile over its keys ---------------------------------------------------------------------------------------------
+
+struct Block {
+  BlockSide keys, values;
 };
 
-// Keys `all`, which some query of the tile sees, against every query.
-void score_block(const AttentionTile& tile, const uint8_t* keys, KeyRange all, const AttentionScratch& scratch) {
-  const DType dtype = tile.kv_bf16 ? DType::bf16 : DType::f32;
-  const int64_t row_bytes = tile.head_dim * (tile.kv_bf16 ? 2 : 4);
-  const LinearTask task{scratch.q, tile.rows * tile.group, tile.head_dim,  keys,      row_bytes,
-                        dtype,     tile.head_dim,          scratch.scores, kBlockKeys};
-  for (int64_t n = all.begin; n < all.end; n += kLinearRows)
-    linear(task, n, n + kLinearRows < all.end ? n + kLinearRows : all.end, scratch.linear);
+// Block `block` of the tile's keys; `next`: the one after it is wanted too.
+Block find_block(const AttentionTile& tile, int64_t block, bool next) {
+  const int64_t element = tile.dtype == DType::f32 ? 4 : tile.dtype == DType::bf16 ? 2 : 1;
+  if (tile.pages == nullptr) {
+    const int64_t rows = tile.visible[0].end, first = tile.kv_head * rows + block * kBlockKeys, at = first * tile.head_dim * element;
+    const int64_t left = rows - block * kBlockKeys < kBlockKeys ? rows - block * kBlockKeys : kBlockKeys;
+    return {{static_cast<const uint8_t*>(tile.prefix_k) + at, nullptr, left, 0},
+            {static_cast<const uint8_t*>(tile.prefix_v) + at, nullptr, left, 0}};
+  }
+  const int64_t rows = tile.num_kv_heads * kBlockKeys, side = rows * tile.head_dim * element, first = tile.kv_head * kBlockKeys;
+  const int64_t at = first * tile.head_dim * element;
+  const uint8_t* page = static_cast<const uint8_t*>(tile.pages[block % tile.num_pages]);
+  const int64_t ahead = next ? static_cast<const uint8_t*>(tile.pages[(block + 1) % tile.num_pages]) - page : 0;
+  const float* scales = tile.dtype == DType::i8 ? reinterpret_cast<const float*>(page + 2 * side) + first : nullptr;
+  return {{page + at, scales, kBlockKeys, ahead}, {page + side + at, scales ? scales + rows : nullptr, kBlockKeys, ahead}};
 }
 
 template <class W>
-void attend_block(const AttentionTile& tile, int64_t block, const AttentionState& state, const AttentionScratch& scratch) {
-  const int64_t dim = tile.head_dim, stride = padded(dim), group = tile.group;
-  const int64_t side = tile.num_kv_heads * kBlockKeys * dim, head = tile.kv_head * kBlockKeys * dim;
-  const uint8_t* page = static_cast<const uint8_t*>(tile.pages[block % tile.num_pages]);
-  const uint8_t* keys = page + head * static_cast<int64_t>(sizeof(typename W::Element));
-  const uint8_t* values = page + (side + head) * static_cast<int64_t>(sizeof(typename W::Element));
-  const KeyRange first = visible_keys(tile, 0, block), last = visible_keys(tile, tile.rows - 1, block);
-  score_block(tile, keys, {first.begin, last.end}, scratch);
-
-  for (int64_t row = 0; row < tile.rows;) {
-    // Rows that see the same keys of this block, as most do, share the loads of its values.
-    const KeyRange seen = visible_keys(tile, row, block);
-    const int64_t begin = row * group;
-    for (++row; row < tile.rows && visible_keys(tile, row, block) == seen;) ++row;
-    if (seen.empty()) continue;
-    for (int64_t i = begin; i < row * group; ++i) {
-      const float rescale = softmax_block(scratch.scores + i * kBlockKeys, seen, tile.scale, tile.softcap, state.max[i], state.sum[i]);
-      if (rescale != 1) ::lapidary::cpu::scale(state.out + i * stride, rescale, stride);
-    }
-    add_values<W>(row * group - begin, scratch.scores + begin * kBlockKeys, values, dim, seen, state.out + begin * stride, stride);
-  }
+void attend_block(const AttentionTile& tile, const Block& block, BlockRange all, const AttentionState& state,
+                  const AttentionScratch& scratch) {
+  score_block<W>(tile, block.keys, all, scratch);
+  softmax_rows(tile, state, scratch);
+  add_values<W>(tile, block.values, all, state, scratch);
 }
 
-void attend_partition(const AttentionTile& tile, int64_t partition, const AttentionState& state, const AttentionScratch& scratch) {
-  const int64_t queries = tile.rows * tile.group, stride = padded(tile.head_dim);
+// The partition's blocks, of those that hold keys of `whole`.
+void attend_partition(const AttentionTile& tile, int64_t partition, KeySpan whole, const AttentionState& state, AttentionScratch& scratch) {
+  const int64_t queries = tile.rows * tile.group;
   for (int64_t i = 0; i < queries; ++i) state.max[i] = -kInfinity, state.sum[i] = 0;
-  std::memset(state.out, 0, static_cast<size_t>(queries * stride) * 4);
+  std::memset(state.out, 0, static_cast<size_t>(queries * padded(tile.head_dim)) * 4);
   constexpr int64_t kBlocks = kPartitionKeys / kBlockKeys;
-  const int64_t lowest = first_visible(tile, tile.first_pos) / kBlockKeys, highest = (tile.first_pos + tile.rows - 1) / kBlockKeys;
-  int64_t block = partition * kBlocks;
-  const int64_t end = block + kBlocks <= highest ? block + kBlocks : highest + 1;
-  for (block = block < lowest ? lowest : block; block < end; ++block) {
-    if (tile.kv_bf16) {
-      attend_block<LoadBf16>(tile, block, state, scratch);
+  const int64_t lowest = whole.begin / kBlockKeys, behind = (whole.end - 1) / kBlockKeys + 1;
+  const int64_t first = partition * kBlocks < lowest ? lowest : partition * kBlocks;
+  const int64_t end = (partition + 1) * kBlocks < behind ? (partition + 1) * kBlocks : behind;
+  for (int64_t block = first; block < end; ++block) {
+    const BlockRange all = look_at_block(tile, block, scratch);
+    if (all.empty()) continue;
+    const Block found = find_block(tile, block, block + 1 < behind);
+    if (tile.dtype == DType::bf16) {
+      attend_block<RowsBf16>(tile, found, all, state, scratch);
+    } else if (tile.dtype == DType::i8) {
+      attend_block<RowsI8>(tile, found, all, state, scratch);
     } else {
-      attend_block<LoadF32>(tile, block, state, scratch);
+      attend_block<RowsF32>(tile, found, all, state, scratch);
     }
   }
 }
@@ -195,31 +355,43 @@ void merge(const AttentionState& total, const AttentionState& later, int64_t que
 AttentionState carve_state(float* memory, int64_t queries) { return {memory, memory + queries, memory + 2 * queries}; }
 
 size_t attend_scratch_floats(int64_t queries, int64_t head_dim) {
-  const int64_t own = queries * (head_dim + kBlockKeys) + attention_state_floats(queries, head_dim);
-  return static_cast<size_t>(own) + linear_scratch_floats(queries, head_dim);
+  // A row of the tile has a BlockRange, and at least one query.
+  const int64_t ranges =
+      (queries * static_cast<int64_t>(sizeof(BlockRange)) + group_limit(queries) * static_cast<int64_t>(sizeof(QueryGroup))) / 4;
+  return static_cast<size_t>(kSlab * kBlockKeys + queries * (head_dim + kBlockKeys + 1) + ranges +
+                             attention_state_floats(queries, head_dim));
 }
 
-void attend(const AttentionTile& tile, int64_t p0, int64_t p1, const AttentionState& state, float* memory) {
+void attend(const AttentionTile& tile, int64_t p0, int64_t p1, bool fresh, const AttentionState& state, float* memory) {
   const int64_t queries = tile.rows * tile.group, dim = tile.head_dim;
-  float* q = memory;
-  float* scores = q + queries * dim;
-  const AttentionState later = carve_state(scores + queries * kBlockKeys, queries);
-  const AttentionScratch scratch{q, scores, later.out + queries * padded(dim)};
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    std::memcpy(q + row * tile.group * dim, tile.q + row * tile.q_stride, static_cast<size_t>(tile.group * dim) * 4);
+  float* panel = memory;
+  float* scores = panel + kSlab * kBlockKeys;
+  float* q = scores + queries * kBlockKeys;
+  float* rescale = q + queries * dim;
+  BlockRange* row = reinterpret_cast<BlockRange*>(rescale + queries);
+  QueryGroup* query_groups = reinterpret_cast<QueryGroup*>(row + queries);
+  const AttentionState later = carve_state(reinterpret_cast<float*>(query_groups + group_limit(queries)), queries);
+  AttentionScratch scratch{q, scores, rescale, panel, row, query_groups, 0};
+  KeySpan whole = tile.visible[0];
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    std::memcpy(q + r * tile.group * dim, tile.q + r * tile.q_stride, static_cast<size_t>(tile.group * dim) * 4);
+    if (tile.visible[r].begin < whole.begin) whole.begin = tile.visible[r].begin;
+    if (tile.visible[r].end > whole.end) whole.end = tile.visible[r].end;
   }
-  for (int64_t p = p0; p < p1; ++p) {
-    attend_partition(tile, p, p == p0 ? state : later, scratch);
-    if (p != p0) merge(state, later, queries, dim);
+  for (int64_t p = p0; p < p1; ++p, fresh = false) {
+    attend_partition(tile, p, whole, fresh ? state : later, scratch);
+    if (!fresh) merge(state, later, queries, dim);
   }
 }
 
+// Adding 0 makes -0 and 0 one: which of them a sum that vanishes is may depend on the tile.
 void finish(const AttentionTile& tile, const AttentionState& state, void* out, int64_t out_stride, bool out_bf16) {
   const int64_t dim = tile.head_dim, stride = padded(dim);
   for (int64_t i = 0; i < tile.rows * tile.group; ++i) {
     const V sum = set1(state.sum[i]);
     const int64_t at = i / tile.group * out_stride + i % tile.group * dim;
-    for (int64_t d = 0; d < dim; d += 16) store_act(out, out_bf16, at + d, div(load(state.out + i * stride + d), sum), lanes_left(d, dim));
+    for (int64_t d = 0; d < dim; d += 16)
+      store_act(out, out_bf16, at + d, add(div(load(state.out + i * stride + d), sum), zero()), lanes_left(d, dim));
   }
 }
 

@@ -6,11 +6,12 @@
 #endif
 
 #define LAPIDARY_SIMD_HEADER "cpu/simd_avx512.h"
+#define LAPIDARY_SIMD_WORDS_HEADER "cpu/simd_words_avx512.h"
 #define LAPIDARY_SIMD_INT_HEADER "cpu/simd_int_avx512.h"
 #include "cpu/kernels_impl.h"
 
 namespace lapidary::cpu {
 
-const Kernels kAvx512Kernels = LAPIDARY_KERNELS("avx512");
+const Kernels kAvx512Kernels = LAPIDARY_KERNELS("avx512bw");
 
 }  // namespace lapidary::cpu

@@ -3,14 +3,21 @@
 // GCC 12 warns of its own intrinsics.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wunused-function"  // most of simd_avx512.h and kernels_math.h
 #endif
 
 #define LAPIDARY_VNNI
+#define LAPIDARY_SIMD_HEADER "cpu/simd_avx512.h"
+#define LAPIDARY_SIMD_WORDS_HEADER "cpu/simd_words_avx512.h"
 #define LAPIDARY_SIMD_INT_HEADER "cpu/simd_int_avx512.h"
-#include "cpu/kernels_int8.h"
+#include "cpu/kernels_packed_blocks.h"
+#include "cpu/kernels_packed_int8.h"
 
 namespace lapidary::cpu {
 
-extern const Int8Kernels kAvx512VnniInt8 = kInt8Kernels;
+namespace {
+constexpr const PackedKernel* kVnniList[] = {&kPackedInt8Kernel, LAPIDARY_BLOCK_KERNELS(kBlocksKernel)};
+}
+extern const PackedKernels kAvx512VnniPacked = {kVnniList, sizeof kVnniList / sizeof *kVnniList};
 
 }  // namespace lapidary::cpu

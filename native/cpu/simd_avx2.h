@@ -16,7 +16,7 @@ struct V {
 // Register tiles of kernels_linear.h and kernels_attention.h: 16 registers.
 constexpr int kTileTokens = 3, kTileRows = 2;
 constexpr int direct_rows(int tokens) { return tokens == 1 ? 4 : tokens == 4 ? 1 : 2; }
-constexpr int value_vectors(int queries) { return queries == 1 ? 4 : queries == 2 ? 2 : 1; }
+constexpr int kAttendQueries = 3, kAttendVectors = 2;
 
 LAPIDARY_INLINE V zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 LAPIDARY_INLINE V set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -38,6 +38,42 @@ LAPIDARY_INLINE V from_i8(__m128i q) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)))};
 }
 LAPIDARY_INLINE V load_i8(const void* p) { return from_i8(load128(p, 0)); }
+// The elements of 32-bit words: the two bf16, the four int8.
+LAPIDARY_INLINE V bf16_low(V w) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(w.lo), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(w.hi), 16))};
+}
+LAPIDARY_INLINE V bf16_high(V w) {
+  const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+  return {_mm256_and_ps(w.lo, mask), _mm256_and_ps(w.hi, mask)};
+}
+template <int kByte>
+LAPIDARY_INLINE __m256 i8_of_word8(__m256 w) {
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(_mm256_castps_si256(w), 24 - 8 * kByte), 24));
+}
+template <int kByte>
+LAPIDARY_INLINE V i8_of_word(V w) {
+  return {i8_of_word8<kByte>(w.lo), i8_of_word8<kByte>(w.hi)};
+}
+// columns[j] is word j of sixteen rows of sixteen words, row_bytes apart. Rows four apart are loaded as the halves of a register, so
+// that what is left is four by four words within each half.
+LAPIDARY_INLINE void load_turned(const uint8_t* rows, int64_t row_bytes, V (&columns)[16]) {
+  LAPIDARY_UNROLL for (int half = 0; half < 2; ++half) {
+    LAPIDARY_UNROLL for (int b = 0; b < 4; ++b) {
+      __m256 q[4];
+      LAPIDARY_UNROLL for (int i = 0; i < 4; ++i) {
+        const float* p = reinterpret_cast<const float*>(rows + (8 * half + i) * row_bytes + 16 * b);
+        const float* p4 = reinterpret_cast<const float*>(rows + (8 * half + i + 4) * row_bytes + 16 * b);
+        q[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p4), 1);
+      }
+      const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(q[0], q[1])), c = _mm256_castps_pd(_mm256_unpackhi_ps(q[0], q[1]));
+      const __m256d e = _mm256_castps_pd(_mm256_unpacklo_ps(q[2], q[3])), g = _mm256_castps_pd(_mm256_unpackhi_ps(q[2], q[3]));
+      const __m256 turned[4] = {_mm256_castpd_ps(_mm256_unpacklo_pd(a, e)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, e)),
+                                _mm256_castpd_ps(_mm256_unpacklo_pd(c, g)), _mm256_castpd_ps(_mm256_unpackhi_pd(c, g))};
+      LAPIDARY_UNROLL for (int j = 0; j < 4; ++j)(half == 0 ? columns[4 * b + j].lo : columns[4 * b + j].hi) = turned[j];
+    }
+  }
+}
 // Sixteen bytes of two 4-bit numbers each: the low halves, the high halves, less 8.
 LAPIDARY_INLINE void load_i4(const void* p, V& low, V& high) {
   const __m128i q = load128(p, 0), mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
@@ -67,6 +103,20 @@ LAPIDARY_INLINE void store_int8(int8_t* p, V a) {
 }
 
 LAPIDARY_INLINE V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+// sums[i] = fma(*x, w[i], sums[i]). Left to itself, gcc 12 reads many x ahead and runs out of registers.
+template <int N>
+LAPIDARY_INLINE void fma_each(const float* x, const V (&w)[N], V (&sums)[N]) {
+#if defined(__GNUC__) || defined(__clang__)
+  if constexpr (N == 1) {
+    __m256 all;
+    asm("vbroadcastss %3, %2\n\tvfmadd231ps %4, %2, %0\n\tvfmadd231ps %5, %2, %1"
+        : "+x"(sums[0].lo), "+x"(sums[0].hi), "=&x"(all)
+        : "m"(*x), "x"(w[0].lo), "x"(w[0].hi));
+    return;
+  }
+#endif
+  LAPIDARY_UNROLL for (int i = 0; i < N; ++i) sums[i] = fma(set1(*x), w[i], sums[i]);
+}
 LAPIDARY_INLINE V add(V a, V b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 LAPIDARY_INLINE V sub(V a, V b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 LAPIDARY_INLINE V mul(V a, V b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
@@ -129,26 +179,31 @@ LAPIDARY_INLINE float reduce_max(V a) {
   return _mm256_cvtss_f32(_mm256_max_ps(m2, _mm256_permute_ps(m2, 0xb1)));
 }
 
-// The probes' products, see kernels_probe.h: four sums of the same row with four others.
+// The probes' products, see kernels_probe.h: sums of the same row with several others.
 LAPIDARY_INLINE __m256i load256(const void* p, int64_t index) { return _mm256_loadu_si256(static_cast<const __m256i*>(p) + index); }
-LAPIDARY_INLINE double add_lanes(const __m256i (&sums)[4]) {
-  const __m256i all = _mm256_add_epi32(_mm256_add_epi32(sums[0], sums[1]), _mm256_add_epi32(sums[2], sums[3]));
-  int32_t lanes[8];
-  std::memcpy(lanes, &all, sizeof lanes);
+template <int N>
+LAPIDARY_INLINE double add_lanes(const __m256i (&sums)[N]) {
   double total = 0;
-  for (int32_t lane : lanes) total += lane;
+  for (const __m256i& sum : sums) {
+    int32_t lanes[8];
+    std::memcpy(lanes, &sum, sizeof lanes);
+    for (int32_t lane : lanes) total += lane;
+  }
   return total;
 }
-// Exact for +-127: |a| times b with the sign of a, pairs in 16 bits.
+// Exact products, as the kernels have them: of 16 bits, in pairs. AVX2's products of bytes need one operand without a sign and saturate:
+// exact ones cost an instruction more for the same count.
+constexpr int kInt8ProbeSums = 6;
+LAPIDARY_INLINE __m256i widen256(const void* p, int64_t index) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p) + index));
+}
 double int8_probe(const void* data, int64_t rounds) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  __m256i x[4], sums[4];
-  LAPIDARY_UNROLL for (int j = 0; j < 4; ++j) x[j] = load256(data, j), sums[j] = load256(data, kProbeBytes / 32 + j);
+  __m256i x[kInt8ProbeSums], sums[kInt8ProbeSums];
+  LAPIDARY_UNROLL for (int j = 0; j < kInt8ProbeSums; ++j) x[j] = widen256(data, j), sums[j] = load256(data, kProbeBytes / 32 + j);
   for (int64_t r = 0; r < rounds; ++r) {
-    for (int64_t i = 0; i < kProbeBytes / 32; ++i) {
-      const __m256i w = load256(data, i);
-      LAPIDARY_UNROLL for (int j = 0; j < 4; ++j) sums[j] =
-          _mm256_add_epi32(sums[j], _mm256_madd_epi16(_mm256_maddubs_epi16(x[j], w), ones));
+    for (int64_t i = 0; i < kProbeBytes / 16; ++i) {
+      const __m256i w = widen256(data, i);
+      LAPIDARY_UNROLL for (int j = 0; j < kInt8ProbeSums; ++j) sums[j] = _mm256_add_epi32(sums[j], _mm256_madd_epi16(x[j], w));
     }
   }
   return add_lanes(sums);
@@ -170,7 +225,7 @@ LAPIDARY_TARGET("avxvnni") double int8_vnni_probe(const void* data, int64_t roun
   }
   return add_lanes(sums[0]) + add_lanes(sums[1]);
 }
-constexpr ProbeLoop kInt8Probe = {Feature::none, DType::i8, 2 * 4 * kProbeBytes, int8_probe};
+constexpr ProbeLoop kInt8Probe = {Feature::none, DType::i8, 2 * kInt8ProbeSums* kProbeBytes, int8_probe};
 constexpr ProbeLoop kInt8FastProbe = {Feature::avx_vnni, DType::i8, 2 * 8 * kProbeBytes, int8_vnni_probe};
 constexpr ProbeLoop kBf16Probe = {};
 

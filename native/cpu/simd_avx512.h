@@ -16,7 +16,7 @@ struct V {
 // Register tiles of kernels_linear.h and kernels_attention.h: 32 registers.
 constexpr int kTileTokens = 4, kTileRows = 4;
 constexpr int direct_rows(int) { return 4; }
-constexpr int value_vectors(int) { return 4; }
+constexpr int kAttendQueries = 6, kAttendVectors = 4;
 
 LAPIDARY_INLINE V zero() { return {_mm512_setzero_ps()}; }
 LAPIDARY_INLINE V set1(float x) { return {_mm512_set1_ps(x)}; }
@@ -31,6 +31,36 @@ LAPIDARY_INLINE V load_f16(const void* p) { return {_mm512_cvtph_ps(_mm256_loadu
 LAPIDARY_INLINE float f16_to_f32(uint16_t bits) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); }
 LAPIDARY_INLINE V from_i8(__m128i q) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q))}; }
 LAPIDARY_INLINE V load_i8(const void* p) { return from_i8(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+// The elements of 32-bit words: the two bf16, the four int8.
+LAPIDARY_INLINE V bf16_low(V w) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(w.v), 16))}; }
+LAPIDARY_INLINE V bf16_high(V w) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(w.v), _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+template <int kByte>
+LAPIDARY_INLINE V i8_of_word(V w) {
+  return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(_mm512_castps_si512(w.v), 24 - 8 * kByte), 24))};
+}
+// columns[j] is word j of sixteen rows of sixteen words, row_bytes apart. Rows four apart are loaded as the quarters of a register, so
+// that what is left is four by four words within each quarter.
+LAPIDARY_INLINE void load_turned(const uint8_t* rows, int64_t row_bytes, V (&columns)[16]) {
+  LAPIDARY_UNROLL for (int b = 0; b < 4; ++b) {
+    __m512 q[4];
+    LAPIDARY_UNROLL for (int i = 0; i < 4; ++i) {
+      const uint8_t* p = rows + i * row_bytes + 16 * b;
+      const auto quarter = [&](int n) { return _mm_loadu_ps(reinterpret_cast<const float*>(p + 4 * n * row_bytes)); };
+      q[i] = _mm512_castps128_ps512(quarter(0));
+      q[i] = _mm512_insertf32x4(q[i], quarter(1), 1);
+      q[i] = _mm512_insertf32x4(q[i], quarter(2), 2);
+      q[i] = _mm512_insertf32x4(q[i], quarter(3), 3);
+    }
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(q[0], q[1])), c = _mm512_castps_pd(_mm512_unpackhi_ps(q[0], q[1]));
+    const __m512d e = _mm512_castps_pd(_mm512_unpacklo_ps(q[2], q[3])), g = _mm512_castps_pd(_mm512_unpackhi_ps(q[2], q[3]));
+    columns[4 * b].v = _mm512_castpd_ps(_mm512_unpacklo_pd(a, e));
+    columns[4 * b + 1].v = _mm512_castpd_ps(_mm512_unpackhi_pd(a, e));
+    columns[4 * b + 2].v = _mm512_castpd_ps(_mm512_unpacklo_pd(c, g));
+    columns[4 * b + 3].v = _mm512_castpd_ps(_mm512_unpackhi_pd(c, g));
+  }
+}
 // Sixteen bytes of two 4-bit numbers each: the low halves, the high halves, less 8.
 LAPIDARY_INLINE void load_i4(const void* p, V& low, V& high) {
   const __m128i q = _mm_loadu_si128(static_cast<const __m128i*>(p)), mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
@@ -53,6 +83,20 @@ LAPIDARY_INLINE void store_int8(int8_t* p, V a) {
 }
 
 LAPIDARY_INLINE V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// sums[i] = fma(*x, w[i], sums[i]). Left to itself, gcc 12 reads many x ahead and runs out of registers.
+template <int N>
+LAPIDARY_INLINE void fma_each(const float* x, const V (&w)[N], V (&sums)[N]) {
+#if defined(__GNUC__) || defined(__clang__)
+  if constexpr (N == 2) {
+    __m512 all;
+    asm("vbroadcastss %3, %2\n\tvfmadd231ps %4, %2, %0\n\tvfmadd231ps %5, %2, %1"
+        : "+v"(sums[0].v), "+v"(sums[1].v), "=&v"(all)
+        : "m"(*x), "v"(w[0].v), "v"(w[1].v));
+    return;
+  }
+#endif
+  LAPIDARY_UNROLL for (int i = 0; i < N; ++i) sums[i] = fma(set1(*x), w[i], sums[i]);
+}
 LAPIDARY_INLINE V add(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
 LAPIDARY_INLINE V sub(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
 LAPIDARY_INLINE V mul(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -111,16 +155,17 @@ LAPIDARY_INLINE double add_lanes(__m512i sums) {
   for (int32_t lane : lanes) total += lane;
   return total;
 }
-// Exact for +-127: |a| times b with the sign of a, pairs in 16 bits.
+// Exact products, as the kernels have them without VNNI: of 16 bits, in pairs.
+LAPIDARY_INLINE __m512i widen512(const void* p, int64_t index) {
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(p) + index));
+}
 double int8_probe(const void* data, int64_t rounds) {
-  const __m512i ones = _mm512_set1_epi16(1);
-  __m512i x[4], sums[4];
-  LAPIDARY_UNROLL for (int j = 0; j < 4; ++j) x[j] = load512(data, j), sums[j] = load512(data, kProbeBytes / 64 + j);
+  __m512i x[kDotSums], sums[kDotSums];
+  LAPIDARY_UNROLL for (int j = 0; j < kDotSums; ++j) x[j] = widen512(data, j), sums[j] = load512(data, kProbeBytes / 64 + j);
   for (int64_t r = 0; r < rounds; ++r) {
-    for (int64_t i = 0; i < kProbeBytes / 64; ++i) {
-      const __m512i w = load512(data, i);
-      LAPIDARY_UNROLL for (int j = 0; j < 4; ++j) sums[j] =
-          _mm512_add_epi32(sums[j], _mm512_madd_epi16(_mm512_maddubs_epi16(x[j], w), ones));
+    for (int64_t i = 0; i < kProbeBytes / 32; ++i) {
+      const __m512i w = widen512(data, i);
+      LAPIDARY_UNROLL for (int j = 0; j < kDotSums; ++j) sums[j] = _mm512_add_epi32(sums[j], _mm512_madd_epi16(x[j], w));
     }
   }
   double total = 0;
@@ -156,7 +201,7 @@ LAPIDARY_TARGET("avx512bf16") double bf16_probe(const void* data, int64_t rounds
   for (const __m512& lanes : sums) total += reduce_add({lanes});
   return total;
 }
-constexpr ProbeLoop kInt8Probe = {Feature::none, DType::i8, 2 * 4 * kProbeBytes, int8_probe};
+constexpr ProbeLoop kInt8Probe = {Feature::none, DType::i8, 2 * kDotSums* kProbeBytes, int8_probe};
 constexpr ProbeLoop kInt8FastProbe = {Feature::avx512_vnni, DType::i8, 2 * kDotSums* kProbeBytes, int8_vnni_probe};
 constexpr ProbeLoop kBf16Probe = {Feature::avx512_bf16, DType::bf16, kDotSums* kProbeBytes, bf16_probe};
 

@@ -18,7 +18,7 @@ struct V {
 
 constexpr int kTileTokens = 2, kTileRows = 2;
 constexpr int direct_rows(int) { return 1; }
-constexpr int value_vectors(int) { return 1; }
+constexpr int kAttendQueries = 2, kAttendVectors = 1;
 
 template <typename Fn>
 LAPIDARY_INLINE V each_lane(const Fn& fn) {
@@ -53,6 +53,23 @@ LAPIDARY_INLINE V load_i8(const void* p) {
   const int8_t* q = static_cast<const int8_t*>(p);
   return each_lane([&](int i) { return static_cast<float>(q[i]); });
 }
+// The elements of 32-bit words: the two bf16, the four int8.
+LAPIDARY_INLINE V bf16_low(const V& w) {
+  return each_lane([&](int i) { return std::bit_cast<float>(std::bit_cast<uint32_t>(w.l[i]) << 16); });
+}
+LAPIDARY_INLINE V bf16_high(const V& w) {
+  return each_lane([&](int i) { return std::bit_cast<float>(std::bit_cast<uint32_t>(w.l[i]) & 0xffff0000u); });
+}
+template <int kByte>
+LAPIDARY_INLINE V i8_of_word(const V& w) {
+  return each_lane([&](int i) { return static_cast<float>(static_cast<int8_t>(std::bit_cast<uint32_t>(w.l[i]) >> (8 * kByte))); });
+}
+// columns[j] is word j of sixteen rows of sixteen words, row_bytes apart.
+LAPIDARY_INLINE void load_turned(const uint8_t* rows, int64_t row_bytes, V (&columns)[16]) {
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 16; ++j) std::memcpy(&columns[j].l[i], rows + i * row_bytes + 4 * j, 4);
+  }
+}
 // Sixteen bytes of two 4-bit numbers each: the low halves, the high halves, less 8.
 LAPIDARY_INLINE void load_i4(const void* p, V& low, V& high) {
   const uint8_t* q = static_cast<const uint8_t*>(p);
@@ -70,6 +87,11 @@ LAPIDARY_INLINE void store_int8(int8_t* p, const V& a) {
 
 LAPIDARY_INLINE V fma(const V& a, const V& b, const V& c) {
   return each_lane([&](int i) { return __builtin_fmaf(a.l[i], b.l[i], c.l[i]); });
+}
+// sums[i] = fma(*x, w[i], sums[i]).
+template <int N>
+LAPIDARY_INLINE void fma_each(const float* x, const V (&w)[N], V (&sums)[N]) {
+  for (int i = 0; i < N; ++i) sums[i] = fma(set1(*x), w[i], sums[i]);
 }
 LAPIDARY_INLINE V add(const V& a, const V& b) {
   return each_lane([&](int i) { return a.l[i] + b.l[i]; });

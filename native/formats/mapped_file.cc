@@ -82,6 +82,17 @@ std::span<const std::byte> MappedFile::slice(uint64_t offset, uint64_t length) c
   return {data_ + offset, static_cast<size_t>(length)};
 }
 
+void MappedFile::release(const std::byte* first, size_t length) const {
+#ifdef MADV_DONTNEED
+  const uintptr_t page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(first) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(first) + length) / page * page;
+  // Nothing is lost: the mapping is read-only, so each of its pages is as the file has it.
+  if (begin < end && holds(first) && length <= static_cast<size_t>(data_ + size_ - first))
+    (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+#endif
+}
+
 std::string read_text_file(const std::string& path) {
   const Descriptor file(open_for_reading(path));
   const uint64_t size = regular_file_size(file.fd, path);
@@ -133,6 +144,19 @@ void AtomicFile::write(const void* data, size_t bytes) {
     if (written < 0 && errno == EINTR) continue;
     expect(written > 0, ErrorCode::bad_file, "cannot write ", path_, ": ", system_reason());
     at += written;
+    bytes -= static_cast<size_t>(written);
+  }
+}
+
+void AtomicFile::write_at(uint64_t offset, const void* data, size_t bytes) {
+  expect(fd_ >= 0, ErrorCode::internal, "writing to ", path_, " after its commit");
+  const char* at = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t written = ::pwrite(fd_, at, bytes, static_cast<off_t>(offset));
+    if (written < 0 && errno == EINTR) continue;
+    expect(written > 0, ErrorCode::bad_file, "cannot write ", path_, ": ", system_reason());
+    at += written;
+    offset += static_cast<uint64_t>(written);
     bytes -= static_cast<size_t>(written);
   }
 }

@@ -21,6 +21,10 @@ class MappedFile {
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   // bytes [offset, offset + length), or Error(bad_file) naming the file and the numbers; overflow-safe.
   std::span<const std::byte> slice(uint64_t offset, uint64_t length) const;
+  bool holds(const void* p) const { return p >= data_ && p < data_ + size_; }
+  // These bytes of the mapping, at `first`, are not needed for now: their pages leave the process's memory. A hint: reading them again
+  // fetches them from the file.
+  void release(const std::byte* first, size_t length) const;
 
  private:
   MappedFile() = default;
@@ -41,7 +45,8 @@ class AtomicFile {
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
-  void write(const void* data, size_t bytes);
+  void write(const void* data, size_t bytes);                      // after what write() has written
+  void write_at(uint64_t offset, const void* data, size_t bytes);  // anywhere; what lies between is zero
   void commit();
 
  private:

@@ -1,4 +1,4 @@
-// Reading and writing safetensors. A header is checked as a whole before the first view is made.
+// Reading safetensors. A header is checked as a whole before the first view is made.
 #include "formats/safetensors.h"
 
 #include <algorithm>
@@ -7,7 +7,6 @@
 #include <string_view>
 
 #include "base/error.h"
-#include "base/utf8.h"
 #include "formats/json.h"
 
 namespace lapidary {
@@ -15,7 +14,6 @@ namespace {
 
 // What the format's own reader accepts; a header of a real model has a few megabytes at most.
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;
-constexpr size_t kDataAlignment = 64;
 constexpr int kMaxRank = 4;
 
 struct StoredType {
@@ -263,12 +261,6 @@ bool ends_with(std::string_view text, std::string_view ending) {
   return text.size() >= ending.size() && text.substr(text.size() - ending.size()) == ending;
 }
 
-std::string_view written_name(DType dtype) {
-  for (const StoredType& type : kTypes)
-    if (type.dtype == static_cast<int>(dtype)) return type.name;
-  fail(ErrorCode::invalid_argument, "safetensors has no dtype for ", dtype_info(dtype).name);
-}
-
 }  // namespace
 
 TensorFile open_safetensors(const std::string& path) {
@@ -282,44 +274,6 @@ TensorFile open_safetensors(const std::string& path) {
   TensorFile out;
   read_file(path, out);
   return out;
-}
-
-void write_safetensors(const std::string& path, const std::vector<std::pair<std::string, Tensor>>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
-  std::set<std::string> names{"__metadata__"};
-  std::vector<const std::pair<std::string, Tensor>*> order;
-  for (const auto& item : tensors) {
-    const auto& [name, tensor] = item;
-    expect(utf8_valid(name) && names.insert(name).second, ErrorCode::invalid_argument, "write_safetensors: the tensor name ",
-           in_quotes(name), " is used twice, reserved, or not UTF-8");
-    expect(tensor.device == Device::host && tensor.rank > 0 && (tensor || tensor.elements() == 0), ErrorCode::invalid_argument,
-           "write_safetensors: tensor ", in_quotes(name), " has no host memory or no shape");
-    order.push_back(&item);
-  }
-  // Wide elements first, so that every tensor starts at a multiple of its element size.
-  std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
-    return dtype_info(a->second.dtype).block_bytes > dtype_info(b->second.dtype).block_bytes;
-  });
-  std::string header = "{\"__metadata__\":{";
-  for (const auto& [key, value] : metadata) header += (header.back() == '{' ? "" : ",") + json_quote(key) + ":" + json_quote(value);
-  header += "}";
-  int64_t at = 0;
-  for (const auto* item : order) {
-    const auto& [name, tensor] = *item;
-    std::string shape = tensor.shape_text();
-    shape.erase(std::remove(shape.begin(), shape.end(), ' '), shape.end());
-    header += "," + json_quote(name) + ":{\"dtype\":\"" + std::string(written_name(tensor.dtype)) + "\",\"shape\":" + shape +
-              ",\"data_offsets\":[" + std::to_string(at) + "," + std::to_string(at + tensor.bytes()) + "]}";
-    at += tensor.bytes();
-  }
-  header += "}";
-  header.resize((header.size() + 8 + kDataAlignment - 1) / kDataAlignment * kDataAlignment - 8, ' ');
-  const uint64_t header_bytes = header.size();
-  AtomicFile file(path);
-  file.write(&header_bytes, sizeof(header_bytes));
-  file.write(header.data(), header.size());
-  for (const auto* item : order) file.write(item->second.data, static_cast<size_t>(item->second.bytes()));
-  file.commit();
 }
 
 }  // namespace lapidary

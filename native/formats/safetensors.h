@@ -1,4 +1,5 @@
-// safetensors: one file, or a folder's model.safetensors / model.safetensors.index.json with its shards; and a writer.
+// safetensors: one file, or a folder's model.safetensors / model.safetensors.index.json with its shards. Writing in pieces is in
+// safetensors_writer.h.
 // Gives names, dtypes, shapes and bytes; knows no model. Everything in the files is distrusted (Error(bad_file)).
 #pragma once
 

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "model/quantized.h"
 
 namespace lapidary {
 
@@ -121,13 +122,14 @@ void refuse_what_is_not_gemma(const Fields& text) {
          text.name("use_bidirectional_attention"), " is not supported: this is an embedding model, not a text generator");
 }
 
-void refuse_quantization(const Fields& fields) {
-  for (const char* key : {"quantization_config", "compression_config"}) {
-    if (const auto quantization = fields.object(key)) {
-      fail(ErrorCode::unsupported, fields.path(), ": ", fields.name(key), " has quant_method \"",
-           quantization->string("quant_method", "unknown"), "\", which is not supported; load the unquantized checkpoint or a GGUF file");
-    }
-  }
+void read_quantization(const Fields& fields, ModelConfig& config) {
+  expect(!fields.find("compression_config"), ErrorCode::unsupported, fields.path(), ": ", fields.name("compression_config"),
+         " is the old form of quantization_config, which is not supported; load a newer copy of the checkpoint, or the unquantised one");
+  const JsonValue* object = fields.find("quantization_config");
+  if (!object || config.quantization) return;
+  config.quantization = read_quant_config(*object, fields.path(), fields.name("quantization_config"));
+  config.notes.push_back(config.quantization->summary);
+  config.notes.insert(config.notes.end(), config.quantization->notes.begin(), config.quantization->notes.end());
 }
 
 double softcap(const Fields& text, const char* key, double fallback) {
@@ -262,13 +264,21 @@ void check_config(const ModelConfig& config, const std::string& path) {
   for (const LayerConfig& layer : config.layers) require(layer.window >= 1, "a window of ", layer.window, " keys, expected at least 1");
 }
 
+// What this library writes into a config.json of its own beside what everybody reads.
+void read_own_facts(const Fields& top, ModelConfig& config) {
+  if (!top.find("lapidary")) return;
+  config.cushion_fingerprint = top.object("lapidary")->string("cushion", "");
+}
+
 ModelConfig config_from_json(const JsonValue& json, const JsonValue* generation, const std::string& path) {
   const Fields top(json, path);
   if (!top.find("model_type")) top.missing("model_type");
   const std::string type = top.string("model_type", "");
   expect(type == "gemma2" || type == "gemma3_text" || type == "gemma3", ErrorCode::unsupported, path, ": model_type \"", type,
          "\" is not supported, only \"gemma2\", \"gemma3_text\" and \"gemma3\" are");
-  refuse_quantization(top);
+  ModelConfig config;
+  read_quantization(top, config);
+  read_own_facts(top, config);
   const bool nested = type == "gemma3", is_gemma2 = type == "gemma2";
   if (nested && !top.find("text_config")) top.missing("text_config");
   const Fields text = nested ? *top.object("text_config") : top;
@@ -276,12 +286,11 @@ ModelConfig config_from_json(const JsonValue& json, const JsonValue* generation,
     const std::string text_type = text.string("model_type", "gemma3_text");
     expect(text_type == "gemma3_text", ErrorCode::unsupported, path, ": text_config.model_type \"", text_type,
            "\" is not supported, only \"gemma3_text\" is");
-    refuse_quantization(text);
+    read_quantization(text, config);
   }
   refuse_what_is_not_gemma(text);
 
   const FamilyDefaults& defaults = is_gemma2 ? kGemma2 : kGemma3;
-  ModelConfig config;
   config.family = is_gemma2 ? "gemma2" : "gemma3";
   read_sizes(text, nested ? kSparse : kRequired, config);
   config.max_positions = text.integer("max_position_embeddings", 1, kMaxPositions, defaults.max_positions);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,8 @@
 #include "ops/ops.h"
 
 namespace lapidary {
+
+struct QuantConfig;  // model/quantized.h
 
 struct LayerConfig {
   int64_t window = kNoWindow;  // keys visible to a query, itself included
@@ -37,9 +40,11 @@ struct ModelConfig {
   std::vector<LayerConfig> layers;
   bool tied_head = true;  // false: the file must hold a head of its own; a tied one may still, see weights.h
   int32_t bos_id = 2, pad_id = 0;
-  std::vector<int32_t> eos_ids;    // config and generation_config together
-  bool has_vision = false;         // a vision tower is in the checkpoint, not loaded
-  std::vector<std::string> notes;  // what a user should know, one sentence each ("vision tower present, not loaded")
+  std::vector<int32_t> eos_ids;                       // config and generation_config together
+  std::shared_ptr<const QuantConfig> quantization{};  // of an int8 checkpoint; null: the weights are what the file holds
+  std::string cushion_fingerprint;  // of the cushion that static scales were calibrated with (model/cushion.h); empty: none
+  bool has_vision = false;          // a vision tower is in the checkpoint, not loaded
+  std::vector<std::string> notes;   // what a user should know, one sentence each ("vision tower present, not loaded")
 
   // generation_config.json's sampling defaults; negative or 0 where absent.
   bool default_do_sample = false;

@@ -1,6 +1,7 @@
 // One row at a time: widened to f32, then rounded or quantised. Rows are independent, so threads share them.
 #include "model/convert.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "base/float16.h"
@@ -55,12 +56,22 @@ Linear convert_linear(const Linear& host, WeightsKind kind, int threads) {
     });
     return {weight, memory.buffer.memory};
   }
+  return int8_linear(host, true, threads);
+}
+
+Linear int8_linear(const Linear& host, bool per_channel, int threads) {
+  if (host.weight.dtype == DType::i8) return host;
+  const int64_t out = host.out(), in = host.in();
   const Memory memory(out * in, out);
   Linear result = {Tensor(memory.buffer.memory.get(), DType::i8, {out, in}), memory.buffer.memory, memory.scales(out), ActScheme::token};
+  float* scales = result.scale.as<float>();
+  if (!per_channel) {
+    for_each_row(host, threads, [&](int64_t row, const float* values) { scales[row] = absolute_max(values, in); });
+    std::fill_n(scales, out, int8_scale(absolute_max(scales, out)));
+  }
   for_each_row(host, threads, [&](int64_t row, const float* values) {
-    const float scale = int8_scale(absolute_max(values, in));
-    result.scale.as<float>()[row] = scale;
-    quantize_int8(values, in, scale, result.weight.as<int8_t>() + row * in);
+    if (per_channel) scales[row] = int8_scale(absolute_max(values, in));
+    quantize_int8(values, in, scales[row], result.weight.as<int8_t>() + row * in);
   });
   return result;
 }

@@ -15,6 +15,10 @@ enum class WeightsKind {
 // `host` in host memory. The result owns its memory, or is `host` itself where nothing changes. `threads` >= 1.
 Linear convert_linear(const Linear& host, WeightsKind kind, int threads);
 
+// The matrix in int8, a scale per row or one for all (written for every row), inputs per token. Owns its memory; int8 already: `host`
+// itself.
+Linear int8_linear(const Linear& host, bool per_channel, int threads);
+
 // What a weight of `bytes` in the file takes after that.
 int64_t converted_bytes(int64_t out, int64_t in, int64_t bytes, WeightsKind kind);
 

@@ -80,6 +80,30 @@ NameMatch match_gguf(std::string_view name) {
   return layer ? match_row(NameStyle::gguf, name, true, *layer) : NameMatch{};
 }
 
+struct PartSuffix {
+  std::string_view text;
+  TensorPart part;
+};
+constexpr PartSuffix kParts[] = {
+    {".weight_packed", TensorPart::weight_packed},       {".weight_scale", TensorPart::weight_scale},
+    {".input_scale", TensorPart::input_scale},           {".weight_zero_point", TensorPart::weight_zero_point},
+    {".input_zero_point", TensorPart::input_zero_point}, {".weight_shape", TensorPart::weight_shape},
+};
+
+// "self_attn.q_proj.weight_scale": a part of "self_attn.q_proj.weight". Norms have none.
+NameMatch match_part(std::string_view name, bool per_layer, int64_t layer) {
+  for (const PartSuffix& suffix : kParts) {
+    if (!name.ends_with(suffix.text)) continue;
+    const std::string weight = std::string(name.substr(0, name.size() - suffix.text.size())) + ".weight";
+    NameMatch match = match_row(NameStyle::safetensors, weight, per_layer, layer);
+    match.part = suffix.part;
+    return match.kind == NameMatch::Kind::weight && is_norm(match.slot.role) ? NameMatch{} : match;
+  }
+  const bool kv_scale = per_layer && (name == "self_attn.q_scale" || name == "self_attn.k_scale" || name == "self_attn.v_scale" ||
+                                      name == "self_attn.k_proj.output_scale" || name == "self_attn.v_proj.output_scale");
+  return kv_scale ? NameMatch{NameMatch::Kind::kv_scale, {}} : match_row(NameStyle::safetensors, name, per_layer, layer);
+}
+
 // model. | language_model.model. | model.language_model. | language_model. | nothing: at most one of each word is taken off.
 NameMatch match_safetensors(std::string_view name) {
   strip(name, "model.");
@@ -89,9 +113,9 @@ NameMatch match_safetensors(std::string_view name) {
     if (name.starts_with(tower)) return {NameMatch::Kind::vision, {}};
   }
   if (name.ends_with("rotary_emb.inv_freq")) return {NameMatch::Kind::buffer, {}};  // recomputed from the config
-  if (!strip(name, "layers.")) return match_row(NameStyle::safetensors, name, false, -1);
+  if (!strip(name, "layers.")) return match_part(name, false, -1);
   const std::optional<int64_t> layer = strip_number(name);
-  return layer ? match_row(NameStyle::safetensors, name, true, *layer) : NameMatch{};
+  return layer ? match_part(name, true, *layer) : NameMatch{};
 }
 
 int64_t axis_size(Axis axis, const ModelConfig& config) {

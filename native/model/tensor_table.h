@@ -39,16 +39,21 @@ struct TensorSlot {
   auto operator<=>(const TensorSlot&) const = default;
 };
 
+// What a tensor is to its weight: the matrix itself, or what a quantised checkpoint stores beside it.
+enum class TensorPart : uint8_t { weight, weight_packed, weight_scale, input_scale, weight_zero_point, input_zero_point, weight_shape };
+
 struct NameMatch {
   enum class Kind : uint8_t {
-    weight,      // `slot` says which
+    weight,      // `slot` says which, `part` what of it
     vision,      // of the vision tower or its projector
     buffer,      // a constant that some writers save and nobody needs
     rope_freqs,  // divisors of the RoPE frequencies: no Gemma 2 or 3 has other ones than 1
+    kv_scale,    // of a quantised KV cache
     unknown,
   };
   Kind kind = Kind::unknown;
   TensorSlot slot;
+  TensorPart part = TensorPart::weight;
 };
 
 // Accepts every prefix under which transformers has written the family's tensors. Layer numbers are only checked to be numbers.

@@ -45,6 +45,8 @@ void Backend::zero(const Tensor& dst) {
 
 Linear Backend::make_linear(const Linear& host) { return host; }
 
+std::optional<Linear> Backend::make_int8(const Linear&) { return std::nullopt; }
+
 Linear Backend::wrap_linear(const Linear& on_device) { return on_device; }
 
 std::vector<Linear> Backend::make_linears(std::span<const Linear> host, Stack) {
@@ -64,6 +66,8 @@ void Backend::sample(const Tensor& logits, std::span<const SampleRequest> reques
     results[i] = sample_token(row, requests[i]);
   }
 }
+
+TrainingOps& Backend::training() { fail(ErrorCode::unsupported, "the ", name(), " backend cannot train yet; use the CPU"); }
 
 void Backend::self_attention(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv,
                              const AttendParams& params, Workspace& ws) {
@@ -94,10 +98,19 @@ void Backend::attend(const AttendParams& params, Workspace& ws) {
     const Tensor k_rows = reshaped(k, {tokens * num_kv_heads, head_dim});
     rms_norm(k_rows, *params.k_norm, k_rows);
   }
+  AttentionShape shape = params.shape;
+  AttentionExtras extras;
+  if (params.prefix_cos) {
+    extras = *shape.extras;
+    extras.q_prefix = reshaped(ws.q_prefix.rows(0, tokens), {tokens, num_heads, head_dim});
+    copy(extras.q_prefix, q);
+    rope(extras.q_prefix, params.prefix_cos, params.prefix_sin);
+    shape.extras = &extras;
+  }
   rope(q, params.cos, params.sin);
   rope(k, params.cos, params.sin);
-  append_kv(k, v, params.spans, params.shape);
-  attention(q, params.spans, params.shape, ws.attended.rows(0, tokens));
+  append_kv(k, v, params.spans, shape);
+  attention(q, params.spans, shape, ws.attended.rows(0, tokens));
 }
 
 void Backend::attention_output(const Linear& wo, const Norm& post_norm, const Tensor& x, Workspace& ws) {

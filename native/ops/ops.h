@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -86,10 +87,12 @@ struct ImageBlock {
 
 // What some attention calls have besides the cache.
 struct AttentionExtras {
-  // Visible to every query, whatever its window (docs/numerics.md, "prefix"). Not quantised; RoPE applied to the keys as positions
-  // 0 .. prefix tokens - 1. f32 or bf16 [num_kv_heads, prefix tokens, head_dim]; empty: none.
+  // Visible to every query, whatever its window unless prefix_in_window (docs/numerics.md, "prefix"). Not quantised; RoPE applied to the
+  // keys as positions 0 .. prefix tokens - 1. f32 or bf16 [num_kv_heads, prefix tokens, head_dim]; empty: none.
   Tensor prefix_k, prefix_v;
   Tensor q_prefix;  // the queries as the prefix sees them, like q; empty: q itself
+  // Slots leave the window like the ordinary tokens they were: slot j is visible iff prefix tokens + position - j < window.
+  bool prefix_in_window = false;
   // Per row of the step: the block its token belongs to; its keys are in the cache. Empty: none.
   std::span<const ImageBlock> image_blocks;
 };
@@ -109,6 +112,8 @@ struct AttendParams {
   const Norm* k_norm = nullptr;
   Tensor cos, sin;  // f32 [tokens, head_dim / 2], from rope_angles, of this layer's kind
   std::span<const AttentionSpan> spans;
+  // With a prefix: the angles of the query that the prefix sees, like cos and sin; empty: it sees the query itself.
+  Tensor prefix_cos{}, prefix_sin{};
 };
 
 // Scratch of one forward step; every tensor has room for the step's tokens in its first dimension.
@@ -120,7 +125,10 @@ struct Workspace {
   Tensor branch;    // f32 [tokens, hidden]
   Tensor gate, up;  // f32 [tokens, ffn]
   Tensor gated;     // act [tokens, ffn]
+  Tensor q_prefix;  // like q; only where a step has prefix angles
 };
+
+class TrainingOps;
 
 class Backend {
  public:
@@ -136,6 +144,9 @@ class Backend {
   virtual void zero(const Tensor& dst);
   // Takes a host weight (`weight` and `scale` in host memory, unaligned is fine) and gives it the form this backend computes on.
   virtual Linear make_linear(const Linear& host);
+  // What make_linear would make of a host weight's int8 form (a scale per row by the int8 rule, inputs quantised per token), bit for bit,
+  // without the int8 rows in between. Empty: this backend has no such way.
+  virtual std::optional<Linear> make_int8(const Linear& host);
   // A weight that is on the device already, as plain rows; nothing is copied. For callers that bring their own matrices.
   virtual Linear wrap_linear(const Linear& on_device);
   // The same as make_linear for weights that share their input, with equal `in` and the same scheme. Each result also works alone in
@@ -189,6 +200,9 @@ class Backend {
                             const Norm& post_norm, Workspace& ws);
   // logits [n, vocab] = soft_cap(norm(x) · headᵀ); x f32 [n, hidden], normed act [n, hidden]; softcap 0 = none.
   virtual void logits(const Tensor& x, const Norm& norm, const Linear& head, float softcap, const Tensor& normed, const Tensor& out);
+
+  // The backward passes and what else training needs, ops/training.h; owned by the backend. The default is Error(unsupported).
+  virtual TrainingOps& training();
 
  protected:
   Backend() = default;

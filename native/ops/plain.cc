@@ -109,7 +109,8 @@ void attend_plain(const Tensor& q, int64_t row, int64_t pos, int64_t head, const
   if (const AttentionExtras* extras = shape.extras) {
     const float* prefix_query = extras->q_prefix ? extras->q_prefix.as<float>() + at : query;
     const int64_t slots = extras->prefix_k ? extras->prefix_k.shape[1] : 0;
-    for (int64_t slot = 0; slot < slots; ++slot)
+    const bool leaves = extras->prefix_in_window && shape.window != kNoWindow;
+    for (int64_t slot = leaves ? std::max<int64_t>(0, slots + pos - shape.window + 1) : 0; slot < slots; ++slot)
       softmax.see(prefix_query, prefix_row(extras->prefix_k, slot, kv_head), prefix_row(extras->prefix_v, slot, kv_head));
     if (!extras->image_blocks.empty()) block = extras->image_blocks[static_cast<size_t>(row)];
   }

@@ -13,9 +13,4 @@ void append_kv_plain(const float* k, const float* v, int64_t pos, const KvView& 
 void attend_plain(const Tensor& q, int64_t row, int64_t pos, int64_t head, const KvView& kv, const AttentionShape& shape,
                   const Tensor& result);
 
-// A dtype or an extra that the vectorised kernels of a backend may lack.
-inline bool is_plain_case(std::span<const AttentionSpan> spans, const AttentionShape& shape) {
-  return shape.extras != nullptr || (!spans.empty() && spans[0].kv.dtype == DType::i8);
-}
-
 }  // namespace lapidary

@@ -7,6 +7,7 @@
 #include "ops/int8.h"
 #include "ops/ops.h"
 #include "ops/plain.h"
+#include "ops/training.h"
 #include "tensor/blocks.h"
 
 namespace lapidary {
@@ -101,9 +102,9 @@ class ReferenceBackend final : public Backend {
     const size_t half = inv_freq.size();
     for (size_t t = 0; t < positions.size(); ++t) {
       for (size_t j = 0; j < half; ++j) {
-        const float angle = static_cast<float>(positions[t]) * inv_freq[j];
-        cos.as<float>()[t * half + j] = std::cos(angle);
-        sin.as<float>()[t * half + j] = std::sin(angle);
+        const double angle = static_cast<float>(positions[t]) * inv_freq[j];  // the f32 product
+        cos.as<float>()[t * half + j] = static_cast<float>(std::cos(angle));
+        sin.as<float>()[t * half + j] = static_cast<float>(std::sin(angle));
       }
     }
   }
@@ -167,6 +168,8 @@ class ReferenceBackend final : public Backend {
     }
   }
 
+  TrainingOps& training() override { return training_; }
+
  private:
   // Row `n` of a weight as f32.
   static void widen_row(const Linear& w, int64_t n, float* row) {
@@ -183,6 +186,8 @@ class ReferenceBackend final : public Backend {
     quantize_rows(x, w.activations == ActScheme::fixed ? w.input_scale : 0, q_rows, row_scales);
     matmul_int8(q_rows, row_scales, w, out);
   }
+
+  TrainingOps training_;
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "base/error.h"
@@ -28,8 +29,11 @@ bool before(const Candidate& a, const Candidate& b) { return a.logit > b.logit |
 
 // Buffers of one thread, kept between draws because a vocabulary's worth of fresh pages per token costs more than the draw.
 struct Scratch {
-  std::vector<float> logits;
-  std::vector<int32_t> counts;  // all zero between calls
+  std::vector<float> adjusted;
+  std::span<const float> logits;  // adjusted: the caller's where nothing is to be adjusted
+  std::vector<float> maxima;      // of the blocks of `logits`
+  std::vector<uint64_t> units;    // likewise, when wanted
+  std::vector<int32_t> counts;    // all zero between calls
   std::vector<Candidate> candidates, boundary;
   std::vector<float> selection;
 };
@@ -39,31 +43,18 @@ Scratch& scratch() {
   return s;
 }
 
-// The largest value; `bad` becomes true when one is NaN or +infinity. Sixteen lanes, so that the loop is not one long chain.
-float maximum(std::span<const float> x, bool& bad) {
-  constexpr size_t kLanes = 16;
-  std::array<float, kLanes> top;
-  std::array<int32_t, kLanes> wrong{};
-  top.fill(-kInfinity);
-  size_t i = 0;
-  for (; i + kLanes <= x.size(); i += kLanes) {
-    for (size_t l = 0; l < kLanes; ++l) {
-      top[l] = x[i + l] > top[l] ? x[i + l] : top[l];
-      wrong[l] |= !(x[i + l] < kInfinity);
-    }
-  }
-  for (size_t l = 0; i < x.size(); ++i, ++l) {
-    top[l] = x[i] > top[l] ? x[i] : top[l];
-    wrong[l] |= !(x[i] < kInfinity);
-  }
-  for (int32_t w : wrong) bad |= w != 0;
-  return *std::max_element(top.begin(), top.end());
+size_t block_count(size_t n) { return (n + SamplingLoops::kBlock - 1) / SamplingLoops::kBlock; }
+
+// The elements of block b.
+std::span<const float> block_of(std::span<const float> x, size_t b) {
+  const size_t first = b * SamplingLoops::kBlock;
+  return x.subspan(first, std::min<size_t>(SamplingLoops::kBlock, x.size() - first));
 }
 
-void check_raw(std::span<const float> logits) {
-  bool bad = false;
-  maximum(logits, bad);
-  if (!bad) return;
+// The largest value, those of the blocks in `maxima`.
+float check_raw(std::span<const float> logits, const SamplingLoops& loops, std::vector<float>& maxima) {
+  maxima.resize(block_count(logits.size()));
+  if (loops.maxima(logits, maxima)) return *std::max_element(maxima.begin(), maxima.end());
   const auto at = std::find_if(logits.begin(), logits.end(), [](float x) { return !(x < kInfinity); });
   fail(ErrorCode::internal, "the model's logit of token ", at - logits.begin(), " is ", *at,
        ": its weights or inputs are damaged, no token can be drawn");
@@ -99,17 +90,26 @@ void apply_mask(std::span<float> z, std::span<const uint32_t> mask) {
   }
 }
 
-// Bias, penalties and mask over a copy of the logits; gives the largest of what is left.
-float adjust(std::span<const float> logits, const SampleRequest& request, Scratch& s) {
+bool adjusts(const SampleRequest& request) {
+  const SamplingSettings& s = *request.settings;
+  return !s.logit_bias.empty() || !request.mask.empty() || s.repetition_penalty != 1 || s.presence_penalty != 0 || s.frequency_penalty != 0;
+}
+
+// Bias, penalties and mask, over a copy of the logits where there are any; gives the largest of what is left.
+float adjust(std::span<const float> logits, const SampleRequest& request, const SamplingLoops& loops, Scratch& s) {
   check_sample_request(request, static_cast<int64_t>(logits.size()));
-  check_raw(logits);
-  s.logits.assign(logits.begin(), logits.end());
-  for (const auto& [id, bias] : request.settings->logit_bias) s.logits[id] += bias;
-  penalize(s.logits, request, s.counts);
-  apply_mask(s.logits, request.mask);
-  bool bad = false;
-  const float top = maximum(s.logits, bad);
-  expect(!bad, ErrorCode::invalid_argument, "logit bias and penalties together are beyond the range of a float: use smaller ones");
+  float top = check_raw(logits, loops, s.maxima);
+  s.logits = logits;
+  if (adjusts(request)) {
+    s.adjusted.assign(logits.begin(), logits.end());
+    for (const auto& [id, bias] : request.settings->logit_bias) s.adjusted[id] += bias;
+    penalize(s.adjusted, request, s.counts);
+    apply_mask(s.adjusted, request.mask);
+    s.logits = s.adjusted;
+    expect(loops.maxima(s.logits, s.maxima), ErrorCode::invalid_argument,
+           "logit bias and penalties together are beyond the range of a float: use smaller ones");
+    top = *std::max_element(s.maxima.begin(), s.maxima.end());
+  }
   expect(top > -kInfinity, ErrorCode::invalid_argument, "no token is left to draw from: mask or bias exclude all ", logits.size());
   return top;
 }
@@ -132,14 +132,36 @@ float kth_largest(std::span<const float> x, size_t k, std::vector<float>& best) 
   return best[k - 1];
 }
 
+// fn(id, logit) for every token from `threshold` up, in id order; blocks without one are passed over.
+template <typename Fn>
+void each_from(std::span<const float> logits, std::span<const float> maxima, float threshold, const Fn& fn) {
+  for (size_t b = 0; b < maxima.size(); ++b) {
+    if (maxima[b] < threshold) continue;
+    size_t id = b * SamplingLoops::kBlock;
+    for (float logit : block_of(logits, b)) {
+      if (logit >= threshold) fn(static_cast<int32_t>(id), logit);
+      ++id;
+    }
+  }
+}
+
 // Every token from `threshold` up, in id order, with its weight.
 void collect(const Scratch& s, float top, float threshold, float temperature, std::vector<Candidate>& out) {
   out.clear();
-  for (size_t i = 0; i < s.logits.size(); ++i) {
-    if (s.logits[i] < threshold || s.logits[i] == -kInfinity) continue;
-    const float z = sampling::scaled_logit(s.logits[i], top, temperature);
-    out.push_back({static_cast<int32_t>(i), s.logits[i], z, sampling::weight_of(z)});
-  }
+  each_from(s.logits, s.maxima, threshold, [&](int32_t id, float logit) {
+    if (logit == -kInfinity) return;
+    const float z = sampling::scaled_logit(logit, top, temperature);
+    out.push_back({id, logit, z, sampling::weight_of(z)});
+  });
+}
+
+// The k-th largest logit. The k-th largest of the blocks' maxima is not above it, so few blocks are looked at.
+float kth_logit(std::span<const float> logits, std::span<const float> maxima, size_t k, std::vector<float>& selection) {
+  if (k >= maxima.size()) return kth_largest(logits, k, selection);
+  const float floor = kth_largest(maxima, k, selection);
+  std::vector<float> likely;
+  each_from(logits, maxima, floor, [&](int32_t, float logit) { likely.push_back(logit); });
+  return kth_largest(likely, k, selection);
 }
 
 uint64_t total_units(std::span<const Candidate> candidates, int unit_bits) {
@@ -170,9 +192,9 @@ Candidate last_below(std::span<Candidate> set, uint64_t above, uint64_t limit, i
   return set[last];
 }
 
-// Keeps tokens that have less than top_p of the units before them in descending order: the first token always stays. One pass
+// Keeps candidates that have fewer than `limit` units before them in descending order: the first always stays. One pass
 // over coarse buckets finds where the limit falls; only that bucket is looked at closely.
-void keep_top_p(Scratch& s, float top_p, int unit_bits) {
+void keep_top_p(Scratch& s, uint64_t limit, int unit_bits) {
   constexpr int kBuckets = 2048;
   constexpr float kRange = 32;  // exp(-32) of the maximum and less share the last bucket
   const auto bucket = [](float z) {
@@ -180,12 +202,10 @@ void keep_top_p(Scratch& s, float top_p, int unit_bits) {
   };
   std::array<uint64_t, kBuckets> mass{};
   for (const Candidate& c : s.candidates) mass[bucket(c.z)] += sampling::units_of(c.weight, unit_bits);
-  uint64_t total = 0, above = 0;
-  for (uint64_t m : mass) total += m;
-  const uint64_t limit = sampling::top_p_limit(top_p, total);
+  uint64_t above = 0;
   int at = 0;
   while (at + 1 < kBuckets && above + mass[at] < limit)
-    above += mass[at++];  // ends at a bucket with mass: the limit is not above the total
+    above += mass[at++];  // ends at a bucket with mass: the limit is not above the candidates' units
 
   s.boundary.clear();
   for (const Candidate& c : s.candidates)
@@ -194,22 +214,73 @@ void keep_top_p(Scratch& s, float top_p, int unit_bits) {
   std::erase_if(s.candidates, [&](const Candidate& c) { return before(last, c); });
 }
 
-// The tokens that may be drawn, in id order, with weights relative to the likeliest's 1.
-const std::vector<Candidate>& filter(std::span<const float> logits, const SampleRequest& request) {
-  Scratch& s = scratch();
-  const SamplingSettings& settings = *request.settings;
-  const float top = adjust(logits, request, s);
-  if (settings.temperature == 0) {
-    const auto first = std::find(s.logits.begin(), s.logits.end(), top);
-    s.candidates.assign(1, {static_cast<int32_t>(first - s.logits.begin()), top, 0, 1});
-    return s.candidates;
+// The units of all tokens, by block in s.units.
+uint64_t units_of_all(Scratch& s, float top, float temperature, int unit_bits, const SamplingLoops& loops) {
+  s.units.resize(s.maxima.size());
+  loops.units(s.logits, top, temperature, unit_bits, s.units);
+  uint64_t total = 0;
+  for (uint64_t units : s.units) total += units;
+  return total;
+}
+
+// The likeliest tokens with `limit` units or more together, and maybe others: every set that begins at a threshold may do. s.units holds
+// the blocks' units; those of the blocks that reach a threshold say when it cannot do.
+void collect_units(Scratch& s, float top, float temperature, uint64_t limit, int unit_bits) {
+  for (float reach : {6.0f, 12.0f}) {
+    const float threshold = top - reach * temperature;
+    uint64_t most = 0;
+    for (size_t b = 0; b < s.units.size(); ++b) most += s.maxima[b] >= threshold ? s.units[b] : 0;
+    if (most < limit) continue;
+    collect(s, top, threshold, temperature, s.candidates);
+    if (total_units(s.candidates, unit_bits) >= limit) return;
   }
-  const bool some = settings.top_k > 0 && settings.top_k < static_cast<int64_t>(logits.size());
-  collect(s, top, some ? kth_largest(s.logits, static_cast<size_t>(settings.top_k), s.selection) : -kInfinity, settings.temperature,
-          s.candidates);
-  if (settings.top_p < 1) keep_top_p(s, settings.top_p, sampling::unit_bits(static_cast<int64_t>(logits.size())));
+  collect(s, top, -kInfinity, temperature, s.candidates);
+}
+
+bool cuts(const SamplingSettings& s, int64_t vocab) { return s.top_p < 1 || s.min_p > 0 || (s.top_k > 0 && s.top_k < vocab); }
+
+// The tokens that may be drawn, in id order, with weights relative to the likeliest's 1. `top` is the largest of s.logits.
+void filter(Scratch& s, const SamplingSettings& settings, float top, const SamplingLoops& loops) {
+  const int64_t vocab = static_cast<int64_t>(s.logits.size());
+  const int unit_bits = sampling::unit_bits(vocab);
+  if (settings.temperature == 0) {
+    const size_t b = static_cast<size_t>(std::find(s.maxima.begin(), s.maxima.end(), top) - s.maxima.begin());
+    const std::span<const float> block = block_of(s.logits, b);
+    const auto id = static_cast<int32_t>(std::find(block.begin(), block.end(), top) - block.begin() + b * SamplingLoops::kBlock);
+    s.candidates.assign(1, {id, top, 0, 1});
+    return;
+  }
+  const bool some = settings.top_k > 0 && settings.top_k < vocab;
+  if (some) {
+    collect(s, top, kth_logit(s.logits, s.maxima, static_cast<size_t>(settings.top_k), s.selection), settings.temperature, s.candidates);
+    if (settings.top_p < 1) keep_top_p(s, sampling::top_p_limit(settings.top_p, total_units(s.candidates, unit_bits)), unit_bits);
+  } else if (settings.top_p < 1) {
+    const uint64_t limit = sampling::top_p_limit(settings.top_p, units_of_all(s, top, settings.temperature, unit_bits, loops));
+    collect_units(s, top, settings.temperature, limit, unit_bits);
+    keep_top_p(s, limit, unit_bits);
+  } else {
+    // Of weights from min_p up the logit is above this, with room for every rounding.
+    const float lowest = settings.min_p > 0 ? top + settings.temperature * (std::log(settings.min_p) * 1.001f - 0.01f) : -kInfinity;
+    collect(s, top, lowest, settings.temperature, s.candidates);
+  }
   if (settings.min_p > 0) std::erase_if(s.candidates, [&](const Candidate& c) { return c.weight < settings.min_p; });
-  return s.candidates;
+}
+
+// Inverse cumulative distribution over all tokens, without a list of them.
+int32_t draw_from_all(Scratch& s, float top, float temperature, uint64_t random_bits, const SamplingLoops& loops) {
+  const int unit_bits = sampling::unit_bits(static_cast<int64_t>(s.logits.size()));
+  const uint64_t target = sampling::draw_target(random_bits, units_of_all(s, top, temperature, unit_bits, loops));
+  uint64_t sum = 0;
+  for (size_t b = 0; b < s.units.size(); sum += s.units[b++]) {
+    if (sum + s.units[b] <= target) continue;
+    int32_t id = static_cast<int32_t>(b * SamplingLoops::kBlock);
+    for (float logit : block_of(s.logits, b)) {
+      sum += sampling::units_of(sampling::weight_of(sampling::scaled_logit(logit, top, temperature)), unit_bits);
+      if (sum > target) return id;
+      ++id;
+    }
+  }
+  fail(ErrorCode::internal, "a draw passed the end of its distribution");  // the target is below the total
 }
 
 // Inverse cumulative distribution in id order.
@@ -224,22 +295,20 @@ int32_t draw(std::span<const Candidate> candidates, uint64_t random_bits, int un
 }
 
 // Log-probabilities of the raw logits: the chosen token's and the `count` likeliest.
-void fill_logprobs(std::span<const float> logits, size_t count, SampleResult& result) {
-  bool bad = false;
-  const float top = maximum(logits, bad);
-  double sum = 0;
-  for (float x : logits) sum += std::exp(x - top);
-  const double log_sum = std::log(sum);
+void fill_logprobs(std::span<const float> logits, size_t count, const SamplingLoops& loops, SampleResult& result) {
+  Scratch& s = scratch();
+  s.logits = logits;
+  const float top = check_raw(logits, loops, s.maxima);
+  const int unit_bits = sampling::unit_bits(static_cast<int64_t>(logits.size()));
+  const double log_sum = std::log(static_cast<double>(units_of_all(s, top, 1, unit_bits, loops)) * std::ldexp(1.0, -unit_bits));
   const auto logprob = [&](int32_t id) { return static_cast<float>(static_cast<double>(logits[id]) - top - log_sum); };
   result.logprob = logprob(result.id);
   count = std::min(count, logits.size());
   if (count == 0) return;
 
-  Scratch& s = scratch();
-  const float threshold = kth_largest(logits, count, s.selection);
+  const float threshold = kth_logit(logits, s.maxima, count, s.selection);
   s.boundary.clear();
-  for (size_t i = 0; i < logits.size(); ++i)
-    if (logits[i] >= threshold) s.boundary.push_back({static_cast<int32_t>(i), logits[i], 0, 0});
+  each_from(logits, s.maxima, threshold, [&](int32_t id, float logit) { s.boundary.push_back({id, logit, 0, 0}); });
   std::partial_sort(s.boundary.begin(), s.boundary.begin() + static_cast<ptrdiff_t>(count), s.boundary.end(), before);
   for (size_t i = 0; i < count; ++i) result.top.push_back({s.boundary[i].id, logprob(s.boundary[i].id)});
 }
@@ -282,21 +351,62 @@ void check_sample_request(const SampleRequest& request, int64_t vocab) {
 
 void sampling_distribution(std::span<const float> logits, const SampleRequest& request, std::span<float> out) {
   expect(out.size() == logits.size(), ErrorCode::invalid_argument, "room for ", out.size(), " probabilities of ", logits.size(), " logits");
-  const std::vector<Candidate>& candidates = filter(logits, request);
+  const SamplingLoops loops;
+  Scratch& s = scratch();
+  const float top = adjust(logits, request, loops, s);
+  filter(s, *request.settings, top, loops);
+  const std::vector<Candidate>& candidates = s.candidates;
   const int unit_bits = sampling::unit_bits(static_cast<int64_t>(logits.size()));
   const double total = static_cast<double>(total_units(candidates, unit_bits)) / static_cast<double>(uint64_t{1} << unit_bits);
   std::fill(out.begin(), out.end(), 0.0f);
   for (const Candidate& c : candidates) out[c.id] = static_cast<float>(c.weight / total);
 }
 
-SampleResult sample_token(std::span<const float> logits, const SampleRequest& request) {
+bool SamplingLoops::maxima(std::span<const float> x, std::span<float> blocks) const {
+  bool good = true;
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    float top = -kInfinity;
+    for (float v : block_of(x, b)) {
+      top = v > top ? v : top;
+      good &= v < kInfinity;
+    }
+    blocks[b] = top;
+  }
+  return good;
+}
+
+void SamplingLoops::units(std::span<const float> x, float top, float temperature, int unit_bits, std::span<uint64_t> blocks) const {
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    uint64_t sum = 0;
+    for (float v : block_of(x, b)) sum += sampling::units_of(sampling::weight_of(sampling::scaled_logit(v, top, temperature)), unit_bits);
+    blocks[b] = sum;
+  }
+}
+
+SampleResult sample_token(std::span<const float> logits, const SampleRequest& request, const SamplingLoops& loops) {
   SampleResult result;
-  const int unit_bits = sampling::unit_bits(static_cast<int64_t>(logits.size()));
-  result.id = draw(filter(logits, request), sampling::draw_bits(request.seed, request.counter), unit_bits);
-  if (request.top_logprobs >= 0) fill_logprobs(logits, static_cast<size_t>(request.top_logprobs), result);
+  Scratch& s = scratch();
+  const uint64_t random_bits = sampling::draw_bits(request.seed, request.counter);
+  const float top = adjust(logits, request, loops, s);
+  const SamplingSettings& settings = *request.settings;
+  if (settings.temperature > 0 && !cuts(settings, static_cast<int64_t>(logits.size()))) {
+    result.id = draw_from_all(s, top, settings.temperature, random_bits, loops);
+  } else {
+    filter(s, settings, top, loops);
+    result.id = draw(s.candidates, random_bits, sampling::unit_bits(static_cast<int64_t>(logits.size())));
+  }
+  if (request.top_logprobs >= 0) fill_logprobs(logits, static_cast<size_t>(request.top_logprobs), loops, result);
   return result;
 }
 
 double counter_uniform(uint64_t seed, uint64_t counter) { return static_cast<double>(sampling::draw_bits(seed, counter)) * 0x1p-53; }
+
+float log_probability(std::span<const float> logits, int32_t id) {
+  float top = -std::numeric_limits<float>::infinity();
+  for (float x : logits) top = x > top ? x : top;
+  double sum = 0;
+  for (float x : logits) sum += std::exp(x - top);
+  return static_cast<float>(static_cast<double>(logits[static_cast<size_t>(id)]) - top - std::log(sum));
+}
 
 }  // namespace lapidary

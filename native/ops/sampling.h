@@ -48,9 +48,24 @@ struct SampleResult {
   std::vector<TokenLogprob> top;  // descending
 };
 
+// The passes over a whole vocabulary, which a device may do faster; the base class has them as plain loops. Blocks are of kBlock elements,
+// the last one may be shorter.
+class SamplingLoops {
+ public:
+  static constexpr int64_t kBlock = 64;
+  virtual ~SamplingLoops() = default;
+  // The largest of each block; false: some element is NaN or +infinity.
+  virtual bool maxima(std::span<const float> x, std::span<float> blocks) const;
+  // The units (sampling_math.h) of each block's weights exp((x - top) / temperature), summed.
+  virtual void units(std::span<const float> x, float top, float temperature, int unit_bits, std::span<uint64_t> blocks) const;
+};
+
 // The distribution that sample_token draws from: out [vocab] sums to 1. Greedy settings give all mass to one token.
 void sampling_distribution(std::span<const float> logits, const SampleRequest& request, std::span<float> out);
-SampleResult sample_token(std::span<const float> logits, const SampleRequest& request);
+SampleResult sample_token(std::span<const float> logits, const SampleRequest& request, const SamplingLoops& loops = SamplingLoops());
+
+// log softmax(logits)[id], summed in double.
+float log_probability(std::span<const float> logits, int32_t id);
 
 // Uniform in [0, 1) from (seed, counter) alone.
 double counter_uniform(uint64_t seed, uint64_t counter);

@@ -14,8 +14,11 @@ namespace {
 
 class EngineImpl final : public Engine {
  public:
-  EngineImpl(std::shared_ptr<EngineCore> core, std::shared_ptr<EngineLoop> loop, bool has_tokenizer)
+  EngineImpl(std::shared_ptr<EngineCore> core, std::shared_ptr<EngineLoop> loop, bool has_tokenizer,
+             const std::shared_ptr<Backend>& backend, const std::shared_ptr<const ModelWeights>& weights)
       : core_(std::move(core)),
+        backend_(backend),
+        weights_(weights),
         has_tokenizer_(has_tokenizer),
         thread_([loop = std::move(loop)] { loop->main(); }),
         thread_id_(thread_.get_id()) {}
@@ -38,6 +41,12 @@ class EngineImpl final : public Engine {
     return {core_->pool->used_bytes(), core_->pool->limit_bytes(), core_->scratch_bytes, core_->weight_bytes};
   }
 
+  EngineShare share() const override {
+    EngineShare share = {backend_.lock(), weights_.lock(), std::shared_ptr<TurnLock>(core_, &core_->turns)};
+    expect(share.backend && share.weights && !core_->closing, ErrorCode::disposed, "the model is closed");
+    return share;
+  }
+
   const EngineOptions& options() const override { return core_->options; }
 
   void close() override {
@@ -52,6 +61,8 @@ class EngineImpl final : public Engine {
   void check_ids(const char* what, std::span<const int32_t> ids) const;
 
   const std::shared_ptr<EngineCore> core_;
+  const std::weak_ptr<Backend> backend_;  // the loop owns them, and lets go of them when it ends
+  const std::weak_ptr<const ModelWeights> weights_;
   const bool has_tokenizer_;
   std::mutex joining_;
   std::thread thread_;
@@ -116,11 +127,11 @@ std::shared_ptr<Run> EngineImpl::submit(RunRequest request) {
 
 std::unique_ptr<Engine> Engine::start(std::shared_ptr<Backend> backend, std::shared_ptr<const ModelWeights> weights,
                                       std::shared_ptr<const Tokenizer> tokenizer, const EngineOptions& options) {
-  const EngineOptions complete = complete_options(weights->config, options);
+  const EngineOptions complete = complete_options(weights->config, options, weights->cushion ? weights->cushion->size() : 0);
   const bool has_tokenizer = tokenizer != nullptr;
   auto core = std::make_shared<EngineCore>(backend, *weights, complete);
-  auto loop = std::make_shared<EngineLoop>(core, std::move(backend), std::move(weights), std::move(tokenizer));
-  return std::make_unique<EngineImpl>(std::move(core), std::move(loop), has_tokenizer);
+  auto loop = std::make_shared<EngineLoop>(core, backend, weights, std::move(tokenizer));
+  return std::make_unique<EngineImpl>(std::move(core), std::move(loop), has_tokenizer, backend, weights);
 }
 
 }  // namespace lapidary

@@ -14,6 +14,7 @@
 #include "model/forward.h"
 #include "ops/sampling.h"
 #include "runtime/tokenizer.h"
+#include "runtime/turn_lock.h"
 
 namespace lapidary {
 
@@ -83,8 +84,9 @@ class RunObserver {
 
 enum class RunKind {
   generate,
-  logits,  // on_scores: one [prompt tokens * vocab] row block
-  hidden,  // on_scores: num_layers + 1 blocks [prompt tokens * hidden], see HiddenObserver
+  logits,    // on_scores: one [prompt tokens * vocab] row block
+  logprobs,  // on_scores: one [prompt tokens - 1] block: the log-probability of each token but the first, given all before it
+  hidden,    // on_scores: num_layers + 1 blocks [prompt tokens * hidden], see HiddenObserver
 };
 
 struct RunRequest {
@@ -114,6 +116,13 @@ struct MemoryUse {
   int64_t kv_bytes = 0, kv_limit_bytes = 0, scratch_bytes = 0, weight_bytes = 0;
 };
 
+// For work on the model beside its engine, in turns with it (TextPassOptions::turns). What is shared outlives the engine.
+struct EngineShare {
+  std::shared_ptr<Backend> backend;
+  std::shared_ptr<const ModelWeights> weights;
+  std::shared_ptr<TurnLock> turns;
+};
+
 class Engine {
  public:
   // `tokenizer` may be null: no text, no stop strings then.
@@ -126,6 +135,7 @@ class Engine {
   virtual std::shared_ptr<Sequence> new_sequence() = 0;
   virtual std::shared_ptr<Sequence> restore(const std::string& path) = 0;  // Error(bad_file): damaged, or of another model
   virtual MemoryUse memory() const = 0;
+  virtual EngineShare share() const = 0;             // Error(disposed) once closing
   virtual const EngineOptions& options() const = 0;  // complete: what 0 left to the model is filled in
   // Aborts every run (their observers get on_finish(aborted)), joins the thread. Idempotent.
   // Called by an observer, it returns at once and the thread ends by itself.

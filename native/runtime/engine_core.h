@@ -16,6 +16,7 @@
 #include "model/config.h"
 #include "runtime/engine.h"
 #include "runtime/kv_cache.h"
+#include "runtime/turn_lock.h"
 
 namespace lapidary {
 
@@ -25,13 +26,13 @@ class SequenceImpl;
 inline DType kv_dtype(Precision precision) { return precision == Precision::f32 ? DType::f32 : DType::bf16; }
 
 // Fills in what the options leave to the model; Error(invalid_argument) names an option out of range.
-EngineOptions complete_options(const ModelConfig& config, const EngineOptions& options);
+EngineOptions complete_options(const ModelConfig& config, const EngineOptions& options, int64_t cushion_tokens = 0);
 
 // Logit rows of one step: enough for every running sequence, and for long score requests as many as 64 MiB hold.
 int64_t step_logit_rows(const ModelConfig& config, const EngineOptions& complete);
 
-// Tells models apart that share a config: the config's numbers and a hash of some weights.
-std::string model_fingerprint(Backend& backend, const ModelWeights& weights);
+// Tells models apart that share a config: the config's numbers, a hash of some weights, and the cushion.
+std::string model_fingerprint(const ModelWeights& weights);
 
 struct EngineCore {
   EngineCore(std::shared_ptr<Backend> backend, const ModelWeights& weights, const EngineOptions& complete);
@@ -48,6 +49,8 @@ struct EngineCore {
   std::unordered_set<SequenceImpl*> sequences;  // alive
   void check_open() const;                      // Error(disposed) once shut
   void shut();                                  // takes the lock: frees every cache, then pool and backend
+
+  TurnLock turns;  // at the backend: held for a step; no other lock is asked for before it
 
   // --- guarded by `inbox`
   std::mutex inbox;

@@ -45,7 +45,9 @@ EngineLoop::EngineLoop(std::shared_ptr<EngineCore> core, std::shared_ptr<Backend
       tokenizer_(std::move(tokenizer)),
       scratch_(std::make_unique<StepScratch>(*backend_, core_->config, core_->options.precision, core_->options.max_batch_tokens,
                                              step_logit_rows(core_->config, core_->options))),
-      prefixes_(core_->options.prefix_cache) {}
+      prefixes_(core_->options.prefix_cache) {
+  if (weights_->cushion) scratch_->use_cushion(*backend_, core_->config, weights_->cushion.get());
+}
 
 void EngineLoop::main() noexcept {
   while (wait_for_news()) {
@@ -116,6 +118,7 @@ void EngineLoop::finish_all() {
   }
   for (const RunPtr& run : std::exchange(running_, {})) end(run);
   for (const RunPtr& run : std::exchange(queue_, {})) end(run);
+  const TurnLock::Hold turn(&core_->turns);  // whoever works beside the engine has ended
   {
     const std::lock_guard lock(core_->memory);
     prefixes_.clear();
@@ -137,7 +140,7 @@ std::vector<Share> EngineLoop::plan() {
     s.rows_left = run->rows_left();
     s.decoding = run->decoding();
     s.samples = run->draws();
-    s.every_row = run->request().kind == RunKind::logits;
+    s.every_row = run->wants_every_row();
     s.alone = run->request().kind == RunKind::hidden;
     s.paused = run->paused();
     s.waiting = run->waiting();
@@ -150,6 +153,7 @@ std::vector<Share> EngineLoop::plan() {
 bool EngineLoop::step() {
   const std::vector<Share> shares = plan();
   if (shares.empty()) return false;
+  const TurnLock::Hold turn(&core_->turns);
   ++steps_;
   Step step = assemble(shares);
   if (!compute(step)) return true;
@@ -190,7 +194,7 @@ EngineLoop::Step EngineLoop::assemble(std::span<const Share> shares) {
     const int64_t rows = shares[i].rows;
     if (!reserve(run, rows)) continue;
     run->last_served = steps_;
-    const bool every_row = run->request().kind == RunKind::logits;
+    const bool every_row = run->wants_every_row();
     const bool draws = run->draws() && rows == run->rows_left();
     const int64_t first_row = static_cast<int64_t>(step.ids.size()), first_pos = run->sequence().cached();
     const std::span<const int32_t> ids = run->sequence().token_view().subspan(static_cast<size_t>(first_pos), static_cast<size_t>(rows));
@@ -200,7 +204,7 @@ EngineLoop::Step EngineLoop::assemble(std::span<const Share> shares) {
       if (every_row || (draws && r + 1 == rows)) step.logit_rows.push_back(static_cast<int32_t>(first_row + r));
     }
     step.spans.push_back({first_row, rows, first_pos, {}});
-    step.parts.push_back({run, rows, draws, every_row});
+    step.parts.push_back({run, first_pos, rows, draws, every_row});
     step.draws += draws;
   }
   // Only now: no reservation moves a table any more.
@@ -223,7 +227,8 @@ bool EngineLoop::compute(Step& step) {
     return core_->closing.load() || std::all_of(step.parts.begin(), step.parts.end(), [](const Part& p) { return p.run->aborted(); });
   };
   try {
-    const Tensor logits = forward(*backend_, *weights_, {step.ids, step.positions, step.spans, step.logit_rows}, *scratch_, observe, stop);
+    const Tensor logits = forward(*backend_, *weights_, {step.ids, step.positions, step.spans, step.logit_rows}, *scratch_,
+                                  {.hidden = observe, .stop = stop});
     for (const Part& part : step.parts) part.run->sequence().advance(part.rows);
     collect_scores(step, logits);
     draw(step, logits);
@@ -243,11 +248,27 @@ void EngineLoop::collect_scores(const Step& step, const Tensor& logits) {
   for (const Part& part : step.parts) {
     if (!part.every_row) continue;
     std::vector<float>& rows = part.run->score_rows().front();
-    const size_t before = rows.size();
     const Tensor mine = logits.rows(at, part.rows);
+    at += part.rows;
+    if (part.run->request().kind == RunKind::logprobs) {
+      append_logprobs(mine, part, rows);
+      continue;
+    }
+    const size_t before = rows.size();
     rows.resize(before + static_cast<size_t>(mine.elements()));
     backend_->download(rows.data() + before, mine);
-    at += part.rows;
+  }
+}
+
+// Of the tokens that follow the part's rows; nothing follows the last one of the prompt.
+void EngineLoop::append_logprobs(const Tensor& logits, const Part& part, std::vector<float>& logprobs) {
+  const std::span<const int32_t> ids = part.run->sequence().token_view();
+  std::vector<float> row(static_cast<size_t>(logits.shape[1]));
+  for (int64_t r = 0; r < part.rows; ++r) {
+    const size_t next = static_cast<size_t>(part.first_pos + r + 1);
+    if (next == ids.size()) break;
+    backend_->download(row.data(), logits.rows(r, 1));
+    logprobs.push_back(log_probability(row, ids[next]));
   }
 }
 

@@ -30,7 +30,7 @@ class EngineLoop {
   // A run's part of the step at hand.
   struct Part {
     RunPtr run;
-    int64_t rows = 0;
+    int64_t first_pos = 0, rows = 0;
     bool draws = false;      // one logit row, a token is drawn
     bool every_row = false;  // a logit row per row
   };
@@ -53,6 +53,7 @@ class EngineLoop {
   bool compute(Step& step);  // false: the step came to nothing
   bool reserve(const RunPtr& run, int64_t rows);
   void collect_scores(const Step& step, const Tensor& logits);
+  void append_logprobs(const Tensor& logits, const Part& part, std::vector<float>& logprobs);
   void draw(Step& step, const Tensor& logits);
 
   void end(const RunPtr& run);                            // finish()

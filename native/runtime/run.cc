@@ -78,9 +78,9 @@ void RunImpl::begin(std::shared_ptr<const Tokenizer> tokenizer, std::unique_ptr<
   sequence_->begin(request_.prompt, std::move(cache));
   if (scores()) {
     const ModelConfig& c = core_->config;
-    const bool logits = request_.kind == RunKind::logits;
-    score_rows_.resize(logits ? 1 : static_cast<size_t>(c.num_layers) + 1);
-    for (std::vector<float>& rows : score_rows_) rows.reserve(request_.prompt.size() * static_cast<size_t>(logits ? c.vocab : c.hidden));
+    score_rows_.resize(request_.kind == RunKind::hidden ? static_cast<size_t>(c.num_layers) + 1 : 1);
+    const int64_t width = request_.kind == RunKind::logits ? c.vocab : request_.kind == RunKind::hidden ? c.hidden : 1;
+    for (std::vector<float>& rows : score_rows_) rows.reserve(request_.prompt.size() * static_cast<size_t>(width));
     return;
   }
   limit_ = core_->options.context - sequence_->prompt_end();

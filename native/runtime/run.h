@@ -31,6 +31,7 @@ class RunImpl final : public Run {
   SequenceImpl& sequence() const { return *sequence_; }
   bool own_sequence() const { return own_sequence_; }
   bool scores() const { return request_.kind != RunKind::generate; }
+  bool wants_every_row() const { return request_.kind == RunKind::logits || request_.kind == RunKind::logprobs; }
 
   // Admission: the prompt enters the sequence, `cache` holding the beginning of it or null; the first mask is asked for.
   void begin(std::shared_ptr<const Tokenizer> tokenizer, std::unique_ptr<KvCache> cache);

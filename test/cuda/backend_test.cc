@@ -244,7 +244,9 @@ struct Layer {
   Linear q, k, v, o, gate, up, down;
 };
 
-Layer make_layer(Backend& b, DType kind, bool stacked, int64_t hidden, int64_t ffn, int64_t heads, int64_t kv_heads, int64_t dim) {
+// `uneven`: int8 weights of one input that quantise it in different ways.
+Layer make_layer(Backend& b, DType kind, bool stacked, int64_t hidden, int64_t ffn, int64_t heads, int64_t kv_heads, int64_t dim,
+                 bool uneven = false) {
   Layer layer;
   layer.host.reserve(32);
   const auto norm = [&](int64_t n, uint64_t seed) {
@@ -264,8 +266,12 @@ Layer make_layer(Backend& b, DType kind, bool stacked, int64_t hidden, int64_t f
     for (int64_t n = 0; n < out; ++n) s.t.as<float>()[n] = 0.002f;
     return {w.t, nullptr, s.t, ActScheme::token};
   };
-  const Linear q = host(heads * dim, hidden, 1), k = host(kv_heads * dim, hidden, 2), v = host(kv_heads * dim, hidden, 3),
-               o = host(hidden, heads * dim, 4), gate = host(ffn, hidden, 5), up = host(ffn, hidden, 6), down = host(hidden, ffn, 7);
+  Linear q = host(heads * dim, hidden, 1), k = host(kv_heads * dim, hidden, 2), v = host(kv_heads * dim, hidden, 3),
+         o = host(hidden, heads * dim, 4), gate = host(ffn, hidden, 5), up = host(ffn, hidden, 6), down = host(hidden, ffn, 7);
+  if (uneven) {
+    for (const auto& [linear, scale] : {std::pair(&q, 0.031f), {&k, 0.024f}, {&gate, 0.027f}, {&up, 0.035f}})
+      linear->activations = ActScheme::fixed, linear->input_scale = scale;
+  }
   if (stacked) {
     std::vector<Linear> qkv = b.make_linears(std::vector<Linear>{q, k, v}, Stack::rows),
                         both = b.make_linears(std::vector<Linear>{gate, up}, Stack::interleaved);
@@ -357,6 +363,23 @@ TEST("cuda backend: fused stages do what their unfused bodies and the reference 
         expect_near(what + ", fused", fused, want, bar);
         expect_near(what + ", grouped", grouped, want, bar);
         if (act == DType::f32) expect_near(what + ", fused to unfused", fused, plain, kind == DType::i8 ? 2e-2 : 2e-6);
+      }
+    }
+  }
+}
+
+TEST("cuda backend: weights of one input may quantise it in different ways") {
+  const int64_t hidden = 64, ffn = 96, heads = 4, kv_heads = 2, dim = 32;
+  const auto reference = make_reference_backend();
+  for (DType act : {DType::bf16, DType::f32}) {
+    for (int64_t prompt : {5, 33}) {
+      const auto cuda = cuda_backend();
+      const Layer on_host = make_layer(*reference, DType::i8, false, hidden, ffn, heads, kv_heads, dim, true);
+      const std::vector<float> want = run_layers(*reference, on_host, act, true, hidden, ffn, heads, kv_heads, dim, prompt);
+      for (const bool stacked : {false, true}) {
+        const Layer layer = make_layer(*cuda, DType::i8, stacked, hidden, ffn, heads, kv_heads, dim, true);
+        const std::string what = std::string("act ") + std::string(dtype_info(act).name) + ", prompt " + std::to_string(prompt);
+        expect_near(what, run_layers(*cuda, layer, act, true, hidden, ffn, heads, kv_heads, dim, prompt), want, 2e-2);
       }
     }
   }

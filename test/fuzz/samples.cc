@@ -105,29 +105,68 @@ int64_t elements_of(const std::vector<int64_t>& shape) {
   return n;
 }
 
-SafetensorsParts make_shard(const ModelConfig& c, const std::vector<TensorSlot>& slots, const std::string& dtype, Random& random) {
+// What a quantised checkpoint is made of; not quantised: no config.
+struct Quantization {
+  std::string config;  // the member of config.json, with its comma
+  bool packed = false, fixed = false, per_channel = true;
+};
+
+Quantization some_quantization(Random& random) {
+  Quantization q;
+  if (!random.one_in(3)) return q;
+  q.packed = random.one_in(4), q.fixed = random.one_in(2), q.per_channel = !random.one_in(4);
+  const std::string eight = R"({"num_bits":8,"type":"int","symmetric":true,)";
+  const std::string inputs = q.fixed            ? eight + R"("strategy":"tensor","dynamic":false})"
+                             : random.one_in(3) ? "null"
+                                                : eight + R"("strategy":"token","dynamic":true})";
+  const std::string targets = random.pick({R"(["Linear"])", R"(["re:.*self_attn\\.[qkvo]_proj$","re:.*mlp.*"])"});
+  q.config = R"("quantization_config":{"quant_method":"compressed-tensors","format":")" + std::string(q.packed ? "pack" : "int") +
+             R"(-quantized","quantization_status":"compressed","config_groups":{"group_0":{"targets":)" + targets + R"(,"weights":)" +
+             eight + R"("strategy":")" + (q.per_channel ? "channel" : "tensor") + R"(","dynamic":false},"input_activations":)" + inputs +
+             R"(,"output_activations":null}},"ignore":["lm_head","re:^(?!.*(layers)).*$"],"kv_cache_scheme":null},)";
+  return q;
+}
+
+SafetensorsParts make_shard(const ModelConfig& c, const std::vector<TensorSlot>& slots, const std::string& dtype, const Quantization& q,
+                            Random& random) {
   SafetensorsParts parts;
   parts.header = "{\"__metadata__\":{\"format\":\"pt\"}";
-  size_t at = 0;
-  for (const TensorSlot& slot : slots) {
-    const std::vector<int64_t> shape = slot_shape(slot, c);
-    const size_t bytes = static_cast<size_t>(elements_of(shape)) * (dtype == "F32" ? 4 : 2);
+  const auto add = [&](const std::string& name, const std::string& type, const std::vector<int64_t>& shape, const std::string& data) {
     std::string dims;
     for (const int64_t d : shape) dims += (dims.empty() ? "" : ",") + std::to_string(d);
-    parts.header += "," + json_quote(slot_name(NameStyle::safetensors, slot)) + ":{\"dtype\":\"" + dtype + "\",\"shape\":[" + dims +
-                    "],\"data_offsets\":[" + std::to_string(at) + "," + std::to_string(at + bytes) + "]}";
-    at += bytes;
+    parts.header += "," + json_quote(name) + ":{\"dtype\":\"" + type + "\",\"shape\":[" + dims + "],\"data_offsets\":[" +
+                    std::to_string(parts.data.size()) + "," + std::to_string(parts.data.size() + data.size()) + "]}";
+    parts.data += data;
+  };
+  for (const TensorSlot& slot : slots) {
+    const std::vector<int64_t> shape = slot_shape(slot, c);
+    const std::string name = slot_name(NameStyle::safetensors, slot), module = name.substr(0, name.rfind('.'));
+    if (q.config.empty() || is_norm(slot.role) || slot.role == TensorRole::embedding) {
+      add(name, dtype, shape, random.bytes(static_cast<size_t>(elements_of(shape)) * (dtype == "F32" ? 4 : 2)));
+      continue;
+    }
+    const std::string numbers = random.bytes(static_cast<size_t>(elements_of(shape)));
+    if (q.packed) {
+      add(module + ".weight_packed", "I32", {shape[0], shape[1] / 4}, numbers);
+    } else {
+      add(name, "I8", shape, numbers);
+    }
+    const int64_t scales = q.per_channel ? shape[0] : 1;
+    std::string data;
+    for (int64_t i = 0; i < scales; ++i) data += little_endian(0.001f * static_cast<float>(1 + random.below(9)));
+    add(module + ".weight_scale", "F32", random.one_in(2) ? std::vector<int64_t>{scales, 1} : std::vector<int64_t>{scales}, data);
+    if (q.fixed) add(module + ".input_scale", "F32", {1}, little_endian(0.05f));
   }
   parts.header += "}";
   parts.header.resize((parts.header.size() + 7) / 8 * 8, ' ');
-  parts.data = random.bytes(at);
   return parts;
 }
 
 Sample make_folder(Random& random) {
   Sample sample;
   const ModelConfig c = small_config(random);
-  sample.texts["config.json"] = config_json(c, random);
+  const Quantization q = some_quantization(random);
+  sample.texts["config.json"] = config_json(c, random).insert(1, q.config);
   sample.texts["tokenizer.json"] = tokenizer_json();
   if (random.one_in(2))
     sample.texts["generation_config.json"] = R"({"do_sample":true,"eos_token_id":[1,6],"temperature":1.0,"top_k":64,"top_p":0.95})";
@@ -137,18 +176,20 @@ Sample make_folder(Random& random) {
   const std::string dtype = random.pick({"F32", "BF16", "F16"});
   const std::vector<TensorSlot> slots = expected_slots(c);
   if (random.one_in(2)) {
-    sample.safetensors["model.safetensors"] = make_shard(c, slots, dtype, random);
+    sample.safetensors["model.safetensors"] = make_shard(c, slots, dtype, q, random);
     return sample;
   }
   const size_t cut = 1 + random.below(slots.size() - 1);
   const std::vector<TensorSlot> first(slots.begin(), slots.begin() + static_cast<std::ptrdiff_t>(cut)),
       second(slots.begin() + static_cast<std::ptrdiff_t>(cut), slots.end());
   const std::string names[] = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"};
-  sample.safetensors[names[0]] = make_shard(c, first, dtype, random);
-  sample.safetensors[names[1]] = make_shard(c, second, dtype, random);
+  sample.safetensors[names[0]] = make_shard(c, first, dtype, q, random);
+  sample.safetensors[names[1]] = make_shard(c, second, dtype, q, random);
   std::string map;
-  for (size_t i = 0; i < slots.size(); ++i)
+  for (size_t i = 0; i < slots.size(); ++i) {
+    if (q.packed && !is_norm(slots[i].role) && i > 0) continue;  // of another name; a shard need not be listed in full
     map += (i ? "," : "") + json_quote(slot_name(NameStyle::safetensors, slots[i])) + ":" + json_quote(names[i >= cut]);
+  }
   sample.texts["model.safetensors.index.json"] = "{\"metadata\":{\"total_size\":12345},\"weight_map\":{" + map + "}}";
   return sample;
 }

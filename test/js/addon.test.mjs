@@ -70,6 +70,11 @@ test('the real exports are those of lib/native.d.ts', async () => {
   assert.deepEqual(actual(model.tokenizer), declared('NativeTokenizer'))
   assert.deepEqual(actual(sequence), declared('NativeSequence'))
   assert.deepEqual(actual(run), declared('NativeRun'))
+  const quantizing = { weights: 'channel', activations: 'token', clip: 'mse', smooth: -1, embedding: false, window: 64, threads: 1, cushion: true }
+  const quantized = await model.quantize(tiny, [], quantizing, null).result
+  assert.deepEqual(actual(quantized), declared('NativeQuantized'))
+  assert.throws(() => model.quantize(tiny, [], { ...quantizing, clip: 'most' }, null), hasCode('invalid_argument'))
+  assert.throws(() => quantized.save.call(model, tiny, null), wrongThis)
   assert.deepEqual(Object.keys(model.info).sort(), declared('NativeModelInfo'))
   assert.deepEqual(Object.keys(model.memory()).sort(), ['kvBytes', 'kvLimitBytes', 'scratchBytes', 'weightBytes'])
   for (const device of native.devices()) assert.deepEqual(Object.keys(device).sort(), declared('NativeDevice'))

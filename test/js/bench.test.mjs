@@ -21,6 +21,7 @@ test('bench --quick: every subject, nothing wrong, every figure there', (t) => {
   for (const r of report.results) {
     assert.equal(r.skipped, undefined, r.name)
     assert.ok(r.operations > 0 && r.bytes > 0 && r.seconds.median > 0 && r.share > 0, JSON.stringify(r))
+    assert.ok(Math.max(r.shareOfPeak, r.shareOfBandwidth) === r.share && Math.min(r.shareOfPeak, r.shareOfBandwidth) > 0, JSON.stringify(r))
     assert.ok(r.seconds.low <= r.seconds.median && r.seconds.median <= r.seconds.high && r.seconds.samples >= 3, JSON.stringify(r.seconds))
   }
 })

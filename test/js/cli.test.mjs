@@ -6,7 +6,7 @@ import test from 'node:test'
 import { devices, loadModel } from 'lapidary'
 import { assertSameBits, golden, program, readJson, readSafetensors, temporaryFolder, tiny } from './support.mjs'
 
-const commands = ['generate', 'chat', 'inspect', 'tokenize', 'logits', 'perplexity', 'devices', 'build']
+const commands = ['generate', 'chat', 'inspect', 'tokenize', 'logits', 'perplexity', 'eval', 'quantize', 'bench', 'devices', 'build']
 
 test('help of the program and of every command, without the addon', async () => {
   const env = { LAPIDARY_BINARY: '/nowhere.node' }

@@ -82,6 +82,19 @@ for (const device of places) {
     assert.deepEqual(await (await ops.gemmInt8(a.q, a.scales, b.q, b.scales)).toArray(), exact)
     assert.deepEqual(await (await ops.linear(tx, b.q, { scales: b.scales })).toArray(), exact, 'a linear layer with int8 weights is the same product')
     close(await (await ops.linear(tx, b.q, { scales: b.scales, activations: 'none' })).toArray(), product, 1e-2, 'weight-only')
+    const packed = await ops.pack(b.q)
+    assert.equal(packed.packed, device === 'cpu')
+    assert.deepEqual([packed.shape, packed.dtype, packed.device, b.q.packed], [[n, k], 'i8', device, false])
+    b.q.dispose()
+    assert.deepEqual(await (await ops.gemmInt8(a.q, a.scales, packed, b.scales)).toArray(), exact, 'a packed weight has the same products')
+    const twice = await ops.pack(packed)
+    packed.dispose()
+    assert.deepEqual(await (await ops.linear(tx, twice, { scales: b.scales })).toArray(), exact, 'packing twice changes nothing')
+    close(await (await ops.embed([3], twice, { scales: b.scales })).toArray(), [...w.subarray(3 * k, 4 * k)], 2e-2, 'embed from a packed table')
+    for (const dtype of ['f32', 'bf16']) {
+      const rows = await from(w, [n, k], dtype), made = await ops.pack(rows)
+      close(await (await ops.linear(tx, made)).toArray(), await (await ops.linear(tx, rows)).toArray(), 1e-5, `packed ${dtype}`)
+    }
     close(await (await ops.embed([3, 0, 3], await from(w, [n, k]), { scale: 2 })).toArray(), [3, 0, 3].flatMap((id) => [...w.subarray(id * k, id * k + k)].map((v) => 2 * v)), 1e-7, 'embed')
   })
 
@@ -134,6 +147,13 @@ for (const device of places) {
   test(`${device}: what does not fit is refused with both sides named`, async () => {
     const a = await from(bells(6, 1), [2, 3]), b = await from(bells(8, 1), [2, 4]), q = await Tensor.zeros([2, 3], { device, dtype: 'i8' })
     await rejects(ops.linear(a, b), 'invalid_argument', /\[2, 3\].*\[2, 4\]/)
+    await rejects(ops.pack(await Tensor.zeros([4], { device })), 'invalid_argument', /pack: weight must be \[out, in\].*\[4\]/)
+    await rejects(ops.pack(await Tensor.zeros([2, 4], { device, dtype: 'i32' })), 'invalid_argument', /it is i32/)
+    if (device === 'cpu') {
+      const packed = await ops.pack(q)
+      await rejects(packed.toArray(), 'unsupported', /packed weight cannot be read/)
+      await rejects(ops.gemmInt8(packed, a, q, a), 'invalid_argument', /a is a packed weight/)
+    }
     await rejects(ops.add(a, b), 'invalid_argument', /\[2, 3\].*\[2, 4\]/)
     await rejects(ops.rmsNorm(a, await from(bells(4, 1), [4])), 'invalid_argument', /rows of 3.*4/)
     await rejects(ops.gemmInt8(a, a, q, a), 'invalid_argument', /a must be i8, it is f32/)

@@ -38,6 +38,7 @@ const typed = {
   F32: (raw) => new Float32Array(raw),
   F64: (raw) => new Float64Array(raw),
   I32: (raw) => new Int32Array(raw),
+  I8: (raw) => new Int8Array(raw),
   BF16: (raw) => new Float32Array(Uint32Array.from(new Uint16Array(raw), (half) => half << 16).buffer),
 }
 

@@ -1,7 +1,8 @@
 // Compiled, never run: every public function used as its types allow, and refused where they do not.
 import {
-  type Chat, type Device, type ErrorCode, type GenerateResult, type GeneratedPart, type Inspection, LapidaryError, type MemoryEstimate, type Message,
-  type Model, type Run, type Tokenizer, devices, estimateMemory, inspect, loadModel, loadTokenizer, probabilities,
+  type Activations, type Chat, type ChoiceScores, type Device, type DivergenceByPosition, type ErrorCode, type GeneratedPart, type GenerateResult,
+  type Inspection, LapidaryError, type Likelihood, type LikelihoodByPosition, type MemoryEstimate, type Message, type Model, type Quantized, type Run, type Tokenizer,
+  devices, estimateMemory, inspect, loadModel, loadTokenizer, probabilities,
 } from 'lapidary'
 import * as ops from 'lapidary/ops'
 
@@ -32,6 +33,20 @@ const logits = await model.logits([[1, 2], [3]], { signal: new AbortController()
 same<typeof logits, Float32Array[]>(true)
 await model.logits([new Int32Array([1])])
 const hidden: Float32Array[] = await model.hiddenStates([1, 2, 3])
+
+const { perplexity, within }: LikelihoodByPosition = await model.perplexity(['a', [1, 2], new Int32Array(2)], { window: 10, stride: 5, firstTokens: false })
+same<typeof within, Likelihood>(true)
+const small: Quantized = await model.quantize({ scheme: 'w8a8', activations: 'static', smooth: 0.5, calibration: ['a', [1, 2]], prefix: null, onProgress: ({ phase, secondsLeft }) => `${phase} ${secondsLeft}` })
+const { report: { sites } } = small
+await small.save('out', { signal: AbortSignal.abort() })
+const apart: DivergenceByPosition = await model.divergence(model, ['a'], { onProgress: ({ done, total }) => done / total })
+const [scores]: ChoiceScores[] = await model.scoreChoices([{ prompt: 'a', choices: ['b'] }], { signal: new AbortController().signal })
+const activations: Activations = await model.activations(['a'], { window: 10 })
+same<Activations['sites'][number]['site'], 'attn_in' | 'o_in' | 'mlp_in' | 'down_in'>(true)
+// @ts-expect-error a question has choices
+await model.scoreChoices([{ prompt: 'a' }])
+// @ts-expect-error activations have no stride
+await model.activations(['a'], { stride: 1 })
 
 const history: Message[] = [{ role: 'user', content: [{ type: 'text', text: 'a' }] }, { role: 'assistant', content: 'b' }]
 const chat: Chat = model.chat({ system: 'Be brief.', messages: history, format: 'gemma3' })
@@ -81,4 +96,4 @@ same<ops.Peaks['bf16'], number | null>(true)
 same<ops.Peaks['source'], 'measured' | 'datasheet'>(true)
 x.dispose()
 
-export { batch, drawn, estimate, facts, hidden, list, p, peaks, text }
+export { activations, apart, batch, drawn, estimate, facts, hidden, list, p, peaks, perplexity, scores, sites, small, text }

@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "cpu/backend.h"
+#include "ops/ops_data.h"
 
 namespace lapidary::cpu {
 
@@ -13,13 +14,10 @@ namespace {
 // The tables of this processor.
 std::vector<const Kernels*> tables() {
   std::vector<const Kernels*> found;
-  const std::string names = " " + cpu_instruction_sets() + " ";
-#if defined(__x86_64__) && defined(__GNUC__)
-  for (const Kernels* k : {&kAvx512Kernels, &kAvx2Kernels}) {
-    if (names.find(" " + std::string(k->name) + " ") != std::string::npos) found.push_back(k);
+  for (const std::string& name : test::instruction_sets(cpu_instruction_sets())) {
+    const test::ForcedCpu forced(name);
+    found.push_back(&select_kernels());
   }
-#endif
-  found.push_back(&kScalarKernels);
   return found;
 }
 

@@ -235,8 +235,8 @@ TEST("config: what is not a Gemma 2 or 3 text model is refused by name") {
                "use_bidirectional_attention");
   CHECK_THROWS(parse(with(k1b, "\"attention_bias\": false", "\"use_bidirectional_attention\": \"all\"")), ErrorCode::unsupported,
                "use_bidirectional_attention");
-  CHECK_THROWS(parse(with(k1b, "\"attention_bias\": false", R"("quantization_config": {"quant_method": "compressed-tensors"})")),
-               ErrorCode::unsupported, "compressed-tensors");
+  CHECK_THROWS(parse(with(k1b, "\"attention_bias\": false", R"("compression_config": {"quant_method": "compressed-tensors"})")),
+               ErrorCode::unsupported, "compression_config");
   CHECK_THROWS(parse(with(k4b, "\"sliding_window\": 1024", R"("sliding_window": 1024, "quantization_config": {"quant_method": "gptq"})")),
                ErrorCode::unsupported, "gptq");
 }

@@ -19,7 +19,8 @@ inline constexpr size_t kReferenceTokens = 72;  // plain loops are slow; enough 
 
 class Expected {
  public:
-  explicit Expected(const std::string& folder) : file_(open_safetensors(golden(folder) + "/expected.safetensors")) {}
+  explicit Expected(const std::string& folder, const std::string& file = "expected.safetensors")
+      : file_(open_safetensors(golden(folder) + "/" + file)) {}
 
   bool has(const std::string& name) const { return file_.tensors.contains(name); }
   const Tensor& view(const std::string& name) const { return file_.tensors.at(name).view; }

@@ -71,7 +71,8 @@ class Runner {
       std::iota(positions.begin(), positions.end(), static_cast<int32_t>(length_));
       std::iota(logit_rows.begin(), logit_rows.end(), 0);
       const StepSpan span = {0, rows, length_, cache_.views()};
-      const Tensor logits = forward(backend_, weights_, {part, positions, {&span, 1}, logit_rows}, scratch_, observe, stop);
+      const Tensor logits =
+          forward(backend_, weights_, {part, positions, {&span, 1}, logit_rows}, scratch_, {.hidden = observe, .stop = stop});
       all.resize(all.size() + static_cast<size_t>(logits.elements()));
       backend_.download(all.data() + all.size() - static_cast<size_t>(logits.elements()), logits);
       length_ += rows;

@@ -46,6 +46,26 @@ TEST("engine: greedy text is the golden one with any prefill chunk, on every bac
   }
 }
 
+TEST("engine: log-probabilities are those of the logits, with any chunk; a lone token has none") {
+  const Model model = golden_model("gemma3-tiny", "cpu");
+  const auto ids = golden_values<int32_t>("gemma3-tiny", "case1.ids");
+  const size_t vocab = static_cast<size_t>(model.weights->config.vocab);
+  for (const int64_t chunk : {1, 7, 1024}) {
+    const auto engine = model.engine(f32_options(chunk));
+    const std::vector<float> logits = run_to_end(*engine, score_request(RunKind::logits, ids))->scores[0];
+    const auto got = run_to_end(*engine, score_request(RunKind::logprobs, ids));
+    REQUIRE(got->scores.size() == 1 && got->scores[0].size() + 1 == ids.size());
+    for (size_t t = 0; t + 1 < ids.size(); ++t) {
+      double sum = 0;
+      for (size_t i = 0; i < vocab; ++i) sum += std::exp(static_cast<double>(logits[t * vocab + i]));
+      const double wanted = logits[t * vocab + static_cast<size_t>(ids[t + 1])] - std::log(sum);
+      CHECK_MSG(std::abs(got->scores[0][t] - wanted) <= 1e-5 * std::abs(wanted),
+                "token " << t << ": " << got->scores[0][t] << ", not " << wanted);
+    }
+    CHECK(run_to_end(*engine, score_request(RunKind::logprobs, {ids[0]}))->scores[0].empty());
+  }
+}
+
 TEST("engine: logits and hidden states are the golden ones, the same bits with any chunk") {
   for (const char* name : kModels) {
     for (const char* backend : kBackendNames) {

@@ -1,0 +1,221 @@
+/** Making a model smaller: int8 weights, int8 inputs. What is read and decided is native; here options become complete and results readable. */
+
+import { readFile } from 'node:fs/promises'
+import { type CallSite, callSite, invalid } from './errors.js'
+import type { EvaluationText } from './evaluation.js'
+import type { Model } from './model.js'
+import type { NativeLoadOptions, NativeModel, NativeQuantizeOptions, NativeQuantized } from './native.js'
+import { type Reader, type ReadOptions, boolean, callback, choice, describe, integer, number, readOptions, signal, string, tokenIds } from './options.js'
+import { disposed } from './run.js'
+import { watched } from './work.js'
+
+export interface QuantizeProgress {
+  /** 'calibration': tokens read; 'loading' and 'saving': bytes of the original. */
+  readonly phase: 'calibration' | 'loading' | 'saving'
+  readonly done: number
+  readonly total: number
+  /** Done per second, on the average of this phase; 0 at its beginning. */
+  readonly rate: number
+  /** Of this phase; Infinity while the rate is 0. */
+  readonly secondsLeft: number
+}
+
+export interface QuantizeWatch {
+  /** Called now and then; what it throws ends the work. */
+  onProgress?: (progress: QuantizeProgress) => void
+  /** Ends the work within one layer, leaving nothing; the promise rejects with the signal's reason. */
+  signal?: AbortSignal
+}
+
+export interface QuantizeOptions extends QuantizeWatch {
+  /** 'w8a8': weights and inputs of the matrix products in int8; 'w8': weights alone. Default 'w8a8'. */
+  scheme?: 'w8a8' | 'w8'
+  /** One scale per output channel, or one per matrix, which is coarser. Default 'channel'. */
+  weights?: 'channel' | 'tensor'
+  /** 'token': a scale per token, taken from it; 'static': one calibrated scale per place; 'none': scheme 'w8'. Default 'token', with 'w8' 'none'. */
+  activations?: 'token' | 'static' | 'none'
+  /**
+   * SmoothQuant's alpha, 0 to 1: how much of the inputs' range moves into the weights, without changing what the model computes. With weights per
+   * 'tensor' only the inputs behind norms are smoothed. Default: not at all.
+   */
+  smooth?: number
+  /** Texts that static scales and smoothing are chosen from, or the path of one: a text, or `.jsonl` of objects with `text`. */
+  calibration?: readonly EvaluationText[] | string
+  /** The largest value that a static scale represents: the largest seen, all but 1 in 10,000, or what errs least. Default 'mse'. */
+  clip?: 'absmax' | 'percentile' | 'mse'
+  /** Tokens of a calibration text that are read at once. Default 512, or less if the model was made for fewer. */
+  window?: number
+  /** The embedding too, and a head tied to it; no other program than this one reads such a checkpoint. Default false. */
+  embedding?: boolean
+  /** What stands before every text from now on: a cushion's file, token ids to compute one from, or null for none. Default: the model's own. */
+  prefix?: string | readonly number[] | Int32Array | null
+  /** Load the result too. Default true. */
+  load?: boolean
+}
+
+export interface SiteScale {
+  readonly layer: number
+  /** Input of q, k, v; of o; of gate and up; of down. */
+  readonly site: 'attn_in' | 'o_in' | 'mlp_in' | 'down_in'
+  /** Largest magnitude that was seen, after smoothing. */
+  readonly max: number
+  /** The same over the median of the tokens' largest: about 1 where no token stands out. */
+  readonly tokenRatio: number
+  /** The share of `max` that the scale represents; what is larger is clipped. */
+  readonly clip: number
+  readonly scale: number
+}
+
+export interface QuantizeReport {
+  readonly scheme: 'w8a8' | 'w8'
+  readonly weights: 'channel' | 'tensor'
+  readonly activations: 'token' | 'static' | 'none'
+  /** null: off. */
+  readonly smooth: number | null
+  readonly embedding: boolean
+  /** Tokens read, BOS included. */
+  readonly calibrationTokens: number
+  /** The fingerprint of the cushion that belongs to the result, or null. */
+  readonly cushion: string | null
+  /** Of static activations, layer by layer; else empty. */
+  readonly sites: readonly SiteScale[]
+  /** Of the calibration. */
+  readonly seconds: number
+}
+
+const activationChoice = choice('token', 'static', 'none')
+
+const activations: Reader<'token' | 'static' | 'none'> = (value, name) => {
+  if (value === 'tensor') throw invalid(`${name}: one scale per step, taken from all its tokens (per-tensor dynamic), cannot be stored or served; take 'token' or 'static'`)
+  return activationChoice(value, name)
+}
+
+const prefix: Reader<string | readonly number[] | Int32Array | null> = (value, name) => {
+  if (value === null || typeof value === 'string' || Array.isArray(value) || value instanceof Int32Array) return value
+  throw invalid(`${name} must be the path of a cushion, token ids or null, received ${describe(value)}`)
+}
+
+const calibration: Reader<readonly EvaluationText[] | string> = (value, name) => {
+  if (typeof value === 'string' || Array.isArray(value)) return value
+  throw invalid(`${name} must be an array of texts or the path of a file, received ${describe(value)}`)
+}
+
+type ReadersOf<T> = { [K in keyof T]-?: Reader<Exclude<T[K], undefined>> }
+
+export const watchReaders: ReadersOf<QuantizeWatch> = { onProgress: callback<NonNullable<QuantizeWatch['onProgress']>>(), signal }
+
+export const quantizeReaders: ReadersOf<QuantizeOptions> = {
+  ...watchReaders,
+  scheme: choice('w8a8', 'w8'),
+  weights: choice('channel', 'tensor'),
+  activations,
+  smooth: number(0, 1),
+  calibration,
+  clip: choice('absmax', 'percentile', 'mse'),
+  window: integer(1),
+  embedding: boolean,
+  prefix,
+  load: boolean,
+}
+
+/** Complete and consistent, or `invalid_argument`. */
+export function completeQuantize(read: ReadOptions<typeof quantizeReaders>, vocab: number, window: number, threads: number): NativeQuantizeOptions {
+  const scheme = read.scheme ?? (read.activations === 'none' ? 'w8' : 'w8a8')
+  const inputs = read.activations ?? (scheme === 'w8' ? 'none' : 'token')
+  if ((scheme === 'w8') !== (inputs === 'none')) throw invalid(`quantize: scheme '${scheme}' does not go with activations '${inputs}'`)
+  if (read.smooth !== undefined && inputs === 'none') throw invalid('quantize: smooth moves the range of inputs into the weights: of no use where inputs are not quantised')
+  if ((inputs === 'static' || read.smooth !== undefined) && read.calibration === undefined) {
+    throw invalid(`quantize: ${inputs === 'static' ? "activations 'static'" : 'smooth'} needs calibration texts`)
+  }
+  if (read.clip !== undefined && inputs !== 'static') throw invalid("quantize: clip is for activations 'static' alone")
+  const before = read.prefix === undefined ? true : read.prefix === null ? false : read.prefix
+  return {
+    weights: read.weights ?? 'channel',
+    activations: inputs,
+    clip: read.clip ?? 'mse',
+    smooth: read.smooth ?? -1,
+    embedding: read.embedding ?? false,
+    window: read.window ?? window,
+    threads,
+    cushion: typeof before === 'boolean' || typeof before === 'string' ? before : tokenIds(before, 'quantize: prefix', vocab),
+  }
+}
+
+/** The texts of a file: the whole of it, or one of each line of a .jsonl. */
+export async function readCalibration(given: readonly EvaluationText[] | string): Promise<readonly EvaluationText[]> {
+  if (typeof given !== 'string') return given
+  const content = await readFile(given, 'utf8').catch((error: Error) => {
+    throw invalid(`quantize: calibration: ${error.message}`)
+  })
+  if (!given.endsWith('.jsonl')) return [content]
+  const lines = content.split('\n').filter((line) => line.trim() !== '')
+  return lines.map((line, i) => {
+    let value: unknown
+    try {
+      value = JSON.parse(line)
+    } catch {
+      throw invalid(`quantize: calibration: line ${i + 1} of ${given} is not JSON`)
+    }
+    return string((value as { text?: unknown } | null)?.text, `quantize: calibration: text in line ${i + 1} of ${given}`)
+  })
+}
+
+/** Progress of one phase, with its rate. */
+export function phase(name: QuantizeProgress['phase'], watch: QuantizeWatch): { signal?: AbortSignal; onProgress?: (progress: { done: number; total: number }) => void } {
+  const { onProgress, ...rest } = watch
+  if (!onProgress) return rest
+  const began = performance.now()
+  return {
+    ...rest,
+    onProgress: ({ done, total }) => {
+      const seconds = (performance.now() - began) / 1000
+      const rate = seconds > 0 ? done / seconds : 0
+      onProgress({ phase: name, done, total, rate, secondsLeft: done >= total ? 0 : rate > 0 ? (total - done) / rate : Infinity })
+    },
+  }
+}
+
+/** A model in int8: to be saved, and, where it was loaded, to be run and measured. */
+export class Quantized {
+  readonly report: QuantizeReport
+  readonly #native: NativeQuantized
+  readonly #loadOptions: NativeLoadOptions
+  readonly #wrap: (native: NativeModel) => Model
+  #model: Model | null = null
+
+  /** @internal */
+  constructor(native: NativeQuantized, report: QuantizeReport, loadOptions: NativeLoadOptions, wrap: (native: NativeModel) => Model) {
+    this.#native = native
+    this.report = report
+    this.#loadOptions = loadOptions
+    this.#wrap = wrap
+  }
+
+  /** The int8 model, loaded like the original; closing it is the caller's. */
+  get model(): Model {
+    if (this.#model) return this.#model
+    throw disposed('quantized model (load: false was given; await load())')
+  }
+
+  /** Loads the result, straight from the original's file; once, further calls give the same model. */
+  async load(options?: QuantizeWatch): Promise<Model> {
+    return this.loadAt(callSite(this.load), readOptions('load', options, watchReaders))
+  }
+
+  /** @internal */
+  async loadAt(site: CallSite, watch: QuantizeWatch): Promise<Model> {
+    this.#model ??= this.#wrap(await watched(site, phase('loading', watch), (tell) => this.#native.load(this.#loadOptions, tell)))
+    return this.#model
+  }
+
+  /**
+   * Writes a Hugging Face folder in the compressed-tensors layout, with the tokenizer and, where there is one, the cushion. The folder must not exist
+   * or be empty; it appears whole, or not at all.
+   */
+  async save(folder: string, options?: QuantizeWatch): Promise<void> {
+    const site = callSite(this.save)
+    const target = string(folder, 'save: folder')
+    const watch = readOptions('save', options, watchReaders)
+    await watched(site, phase('saving', watch), (tell) => this.#native.save(target, tell))
+  }
+}

@@ -1,0 +1,66 @@
+// model.searchCushion, tuneCushion and `lapidary cushion`: from texts to a file that quantising takes.
+import assert from 'node:assert/strict'
+import fs from 'node:fs'
+import path from 'node:path'
+import test, { after, before } from 'node:test'
+import { loadModel } from 'lapidary'
+import { failsWith, golden, program, temporaryFolder, tiny } from './support.mjs'
+
+const file = golden('gemma3-small/validation.txt')
+const candidates = Array.from({ length: 40 }, (_, i) => 100 + i)
+const stages = [{ tokens: 16, texts: 1, layers: 2, keep: 8 }]
+let model, texts
+before(async () => {
+  model = await loadModel(tiny, { device: 'cpu', precision: 'f32' })
+  texts = [fs.readFileSync(file, 'utf8').slice(0, 4000)]
+})
+after(() => model.close())
+
+const search = (options) => model.searchCushion({ texts, textTokens: 48, textsPerToken: 3, heldOut: 3, maxTokens: 2, candidates, stages, ...options })
+
+test('search, tuning, saving, and quantising with the result', async (t) => {
+  const folder = temporaryFolder(t), out = path.join(folder, 'cushion.safetensors'), seen = []
+  const found = await search({ rivals: 3, state: path.join(folder, 'state.json'), onProgress: (p) => seen.push(p) })
+  assert.equal(found.tokens[0], model.info.bosId)
+  assert.equal(found.window, 'pinned')
+  const { search: report, rivals } = found.report
+  assert.equal(report.sites.length, 6 * 4)
+  assert.equal(report.steps[0].tried, 40)
+  const sum = (key) => report.sites.reduce((all, site) => all + site[key], 0)
+  assert.ok(sum('found') <= sum('init') && sum('init') > 0)
+  assert.ok(Math.abs(rivals.bos - sum('init')) <= 1e-9 * rivals.bos && rivals.random.errors.length === 3)
+  assert.ok(seen.length > 0 && seen.every(({ done, total }) => done <= total))
+
+  const tuned = await model.tuneCushion(found, { texts, textTokens: 48, steps: 2, every: 1, heldOut: 2, batch: 2, learningRate: 0.01 })
+  assert.deepEqual(tuned.tokens, found.tokens)
+  assert.equal(tuned.report.tuning.measured.length, 3)
+  await tuned.save(out)
+  const read = await model.readCushion(out)
+  assert.equal(read.fingerprint, tuned.fingerprint)
+  const small = await model.quantize({ activations: 'static', calibration: texts, prefix: out, load: false })
+  assert.equal(small.report.cushion, tuned.fingerprint)
+})
+
+test('a search stops when told, and options are checked', async () => {
+  await assert.rejects(search({ signal: AbortSignal.abort(new Error('enough')) }), /enough/)
+  await assert.rejects(search({ onProgress: () => { throw new Error('told') } }), /told/)
+  await assert.rejects(() => model.searchCushion({}), failsWith('invalid_argument', /texts are needed/))
+  await assert.rejects(() => search({ init: [99999] }), failsWith('invalid_argument', /init/))
+  await assert.rejects(() => search({ stages: [{ tokens: 0 }] }), failsWith('invalid_argument', /stages/))
+  await assert.rejects(() => search({ maxTokens: 1000 }), failsWith('invalid_argument', /max_tokens/))
+  await assert.rejects(() => model.tuneCushion(7, { texts }), failsWith('invalid_argument', /cushion must be/))
+})
+
+test('lapidary cushion tune and show', async (t) => {
+  const folder = temporaryFolder(t), first = path.join(folder, 'a.safetensors'), second = path.join(folder, 'b.safetensors')
+  await (await search({})).save(first)
+  const text = path.join(folder, 'text.txt')
+  fs.writeFileSync(text, texts[0])
+  const flags = ['--cushion', first, '--device', 'cpu']
+  const tuned = await program(['cushion', 'tune', tiny, ...flags, '--text', text, '--text-tokens', '48', '--held-out', '2', '--steps', '1', '--out', second, '--json'])
+  assert.equal(tuned.code, 0, tuned.stderr)
+  assert.equal(JSON.parse(tuned.stdout).out, second)
+  const shown = await program(['cushion', 'show', tiny, '--cushion', second, '--device', 'cpu'])
+  assert.match(shown.stdout, /pinned.*<bos>/)
+  assert.equal((await program(['cushion', 'look', tiny])).code, 2)
+})
