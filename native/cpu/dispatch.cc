@@ -23,6 +23,7 @@
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
 #include "cpu/kernels_arm64.h"
+#include "cpu/self_check.h"
 
 namespace lapidary {
 
@@ -59,6 +60,17 @@ const cpu::Kernels& amx_kernels() {
   return table;
 }
 
+// No other instructions depend on so much: a permission, a register state that the system must save, a configuration.
+bool amx_works() {
+  static const bool works = [] {
+    if (!cpu::has_feature(cpu::Feature::amx)) return false;
+    for (int i = 0; i < cpu::kAmxPacked.count; ++i)
+      if (!cpu::multiplies_rightly(*cpu::kAmxPacked.list[i])) return false;
+    return true;
+  }();
+  return works;
+}
+
 const cpu::Kernels& avxvnni_kernels() {
   static const cpu::Kernels table = extended(cpu::kAvx2Kernels, "avxvnni", {cpu::kAvxVnniPacked});
   return table;
@@ -72,8 +84,8 @@ std::vector<const cpu::Kernels*> available_kernels() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const bool vnni = avx512 && cpu::has_feature(cpu::Feature::avx512_vnni);
-  if (vnni && cpu::has_feature(cpu::Feature::amx)) tables.push_back(&amx_kernels());
-  // Intel's cores do this product at half the rate of f32 ones, so that widened weights are faster; AMD's at twice the rate.
+  if (vnni && amx_works()) tables.push_back(&amx_kernels());
+  // An Intel core was measured to do this product at half the rate of f32 ones: widened weights are faster there.
   const bool bf16 = vnni && cpu::has_feature(cpu::Feature::avx512_bf16), fast = !__builtin_cpu_is("intel");
   if (bf16 && fast) tables.push_back(&avx512bf16_kernels());
   if (vnni) tables.push_back(&avx512vnni_kernels());

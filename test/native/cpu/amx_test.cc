@@ -8,6 +8,7 @@
 #include "cpu/kernels_amx_probe.h"
 #include "cpu/packed_data.h"
 #include "cpu/probe.h"
+#include "cpu/self_check.h"
 #include "ops/int8.h"
 
 namespace lapidary::cpu {
@@ -124,6 +125,20 @@ TEST("emulated amx: the probes do the operations they say") {
     const ProbeData data(loop.dtype);
     for (int64_t rounds : {1, 3}) CHECK(2 * loop.run(data.bytes, rounds) == static_cast<double>(loop.operations * rounds));
   }
+}
+
+TEST("emulated amx: the check that decides whether a processor's tiles are used takes right kernels and refuses wrong ones") {
+  CHECK(multiplies_rightly(kEmulatedAmxBf16));
+  // More tokens than NeverFew has.
+  CHECK(multiplies_rightly(kEmulatedInt8));
+  PackedKernel wrong = kEmulatedAmxBf16;
+  wrong.multiply = [](const PackedTask& task, int64_t p0, int64_t p1, float* scratch) {
+    kEmulatedAmxBf16.multiply(task, p0, p1, scratch);
+    task.out[task.tokens * task.out_stride - 1] += 1;
+  };
+  CHECK(!multiplies_rightly(wrong));
+  wrong.multiply = [](const PackedTask&, int64_t, int64_t, float*) {};
+  CHECK(!multiplies_rightly(wrong));
 }
 
 }  // namespace lapidary::cpu
