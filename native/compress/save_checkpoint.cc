@@ -63,9 +63,9 @@ std::string folder_of(const std::string& path) {
 }
 
 // A hidden folder beside the target, which takes its place or goes.
-class Workplace {
+class StagedFolder {
  public:
-  explicit Workplace(const std::string& target) : target_(without_slashes(target)) {
+  explicit StagedFolder(const std::string& target) : target_(without_slashes(target)) {
     static std::atomic<uint64_t> counter{0};
     std::error_code error;
     expect(!target_.empty() && target_.find('\0') == target_.npos, ErrorCode::invalid_argument,
@@ -81,12 +81,12 @@ class Workplace {
       fail(ErrorCode::bad_file, "cannot write ", target_, ": ", why, " (the folder above it must exist and be writable)");
     }
   }
-  ~Workplace() {
+  ~StagedFolder() {
     std::error_code ignored;
     if (!folder_.empty()) fs::remove_all(folder_, ignored);
   }
-  Workplace(const Workplace&) = delete;
-  Workplace& operator=(const Workplace&) = delete;
+  StagedFolder(const StagedFolder&) = delete;
+  StagedFolder& operator=(const StagedFolder&) = delete;
 
   const std::string& folder() const { return folder_; }
   void commit() {
@@ -145,7 +145,7 @@ struct CheckpointWriter::State {
   ModelConfig config;
   TensorFile file;
   std::map<TensorSlot, std::string> names;  // of the source's weights
-  std::unique_ptr<Workplace> workplace;
+  std::unique_ptr<StagedFolder> staged;
   std::unique_ptr<SafetensorsWriter> writer;
   std::set<std::string> given;               // tensors of the source that need not be copied
   std::map<TensorSlot, float> input_scales;  // by the first of those that are fused
@@ -240,7 +240,7 @@ void CheckpointWriter::State::copy(const std::string& name, const Tensor& view) 
 void CheckpointWriter::State::copy_companions() const {
   for (const char* name : kCompanions) {
     const std::string from = folder + "/" + name;
-    if (is_file(from)) write_text(workplace->folder() + "/" + name, read_text_file(from));
+    if (is_file(from)) write_text(staged->folder() + "/" + name, read_text_file(from));
   }
 }
 
@@ -249,7 +249,7 @@ CheckpointWriter::CheckpointWriter(const std::string& source, const std::string&
   state_->plan = plan;
   state_->open(source);
   state_->check_plan();
-  state_->workplace = std::make_unique<Workplace>(target);
+  state_->staged = std::make_unique<StagedFolder>(target);
   const std::string config_path = state_->folder + "/config.json";
   const std::string text = read_text_file(config_path);
   const bool nested = JsonValue::parse(text, config_path).find("text_config") != nullptr;
@@ -260,10 +260,10 @@ CheckpointWriter::CheckpointWriter(const std::string& source, const std::string&
     new_config = with_member(new_config, config_path, "lapidary", facts);
     Cushion kept = *plan.cushion;
     kept.notes["fingerprint"] = cushion_fingerprint(kept);
-    write_cushion(state_->workplace->folder() + "/cushion.safetensors", kept);
+    write_cushion(state_->staged->folder() + "/cushion.safetensors", kept);
   }
-  write_text(state_->workplace->folder() + "/config.json", new_config);
-  state_->writer = std::make_unique<SafetensorsWriter>(state_->workplace->folder(), "model", state_->entries(), plan.max_shard_bytes,
+  write_text(state_->staged->folder() + "/config.json", new_config);
+  state_->writer = std::make_unique<SafetensorsWriter>(state_->staged->folder(), "model", state_->entries(), plan.max_shard_bytes,
                                                        std::map<std::string, std::string>{{"format", "pt"}});
 }
 
@@ -318,7 +318,7 @@ void CheckpointWriter::commit() {
   }
   state_->writer->commit();
   state_->copy_companions();
-  state_->workplace->commit();
+  state_->staged->commit();
 }
 
 }  // namespace lapidary
