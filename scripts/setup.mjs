@@ -81,7 +81,7 @@ async function buildNative({ nativeTests, werror }) {
   const groups = Object.keys(listed).filter((group) => nativeTests || !/cuda|emulator|gpu|fuzz|tests/.test(group))
   const total = groups.reduce((sum, group) => sum + listed[group].length, 0)
   const value = fingerprint(sources.addon), testsValue = fingerprint(sources.tests)
-  say(`lapidary: compiling the native part (${nativeTests ? 'addon and C++ tests' : 'addon'}; the first time takes a minute or two)`)
+  say(`lapidary: compiling the native part (${nativeTests ? 'addon and C++ tests' : 'addon'}; the first time takes some minutes)`)
   let done = 0
   const onLine = (line) => {
     if (line.startsWith('CXX(')) show(`lapidary: compiling ${++done} of at most ${total}: ${line.split('/').slice(-3).join('/')}`)
