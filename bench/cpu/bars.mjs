@@ -24,8 +24,8 @@ const instructionSets = {
 /** Figures that are speed. */
 const held = /^(prefill|decode|first token)/
 
-/** [{ bar, state: 'met' | 'missed' | 'unmeasured', value, reason }] of comparisons, made with `used` on a processor that has `present`. */
-export function judge({ comparisons, used, present }) {
+/** [{ bar, state: 'met' | 'missed' | 'unmeasured', value, reason }] of a report, made with `used` on a processor that has `present`. */
+export function judge({ kernels, comparisons, used, present }) {
   const out = []
   for (const [name, what] of Object.entries(instructionSets)) {
     const bar = `${what} (${name}) beside llama.cpp`
@@ -33,16 +33,44 @@ export function judge({ comparisons, used, present }) {
     else if (name !== used) out.push({ bar, state: 'unmeasured', reason: `run again with --cpu ${name}` })
     else out.push(...ratioBars(name, comparisons))
   }
-  return out
+  return [...out, ...kernelBars(used, kernels), ...comparisons.filter(({ format, ours }) => format === 'int8' && ours).flatMap(modelBars)]
 }
+
+const atLeast = (bar, value, bound) => ({ bar: `${bar}: at least ${bound}`, state: value >= bound ? 'met' : 'missed', value })
+const atMost = (bar, value, bound) => ({ bar: `${bar}: at most ${bound}`, state: value <= bound ? 'met' : 'missed', value })
 
 function ratioBars(name, comparisons) {
   if (comparisons.every(({ ratios }) => Object.keys(ratios).length === 0)) {
     return [{ bar: `${instructionSets[name]} (${name}) beside llama.cpp`, state: 'unmeasured', reason: 'no --llama FOLDER was given' }]
   }
   return comparisons.flatMap(({ model, format, ratios }) =>
-    Object.entries(ratios).filter(([figure]) => held.test(figure)).map(([figure, value]) => {
-      const times = least(name, model, format, figure)
-      return { bar: `${name}, ${model} ${format}, ${figure}: at least ${times} times llama.cpp`, state: value >= times ? 'met' : 'missed', value }
-    }))
+    Object.entries(ratios).filter(([figure]) => held.test(figure)).map(([figure, value]) =>
+      atLeast(`${name}, ${model} ${format}, ${figure}, times llama.cpp`, value, least(name, model, format, figure))))
+}
+
+/** int8 products of the models' shapes: the share of the read bandwidth for few rows, of the arithmetic for many; the least of the shapes. */
+function kernelBars(set, kernels) {
+  const shares = (rows, key) => (kernels?.results ?? []).filter(({ subject, name }) => subject === 'gemm-int8' && name.endsWith(`, m = ${rows}`)).map((r) => r[key])
+  const bars = [[1, 'shareOfBandwidth', 0.95], [16, 'shareOfBandwidth', 0.85], [512, 'shareOfPeak', 0.6]]
+  return bars.flatMap(([rows, key, bound]) => {
+    const all = shares(rows, key), of = key === 'shareOfPeak' ? 'int8 peak' : 'read bandwidth'
+    return all.length ? [atLeast(`${set}, int8 product of ${rows} row${rows > 1 ? 's' : ''}, share of the ${of}, least of ${all.length} shapes`, Math.min(...all), bound)] : []
+  })
+}
+
+/** What is wanted of our int8 path by itself. */
+function modelBars({ model, ours: { figures, instructionSet: set, weightBytes, memory } }) {
+  const value = (name) => figures[name]?.spread.median, name = `${set}, ${model} int8`
+  const decode = Object.keys(figures).map((key) => [Number(/^decode after (\d+)$/.exec(key)?.[1]), key]).filter(([at]) => at > 0).sort(([a], [b]) => a - b)
+  const [, short] = decode[0] ?? [], [, long] = decode.at(-1) ?? []
+  const together = Object.keys(figures).map((key) => /^decode, (\d+) after/.exec(key)).find(Boolean)
+  const out = []
+  if (short && figures[short].share) out.push(atLeast(`${name}, ${short}, share of the read bandwidth`, figures[short].share, 0.9))
+  if (decode.length > 1) out.push(atMost(`${name}, what ${long} loses beside ${short}`, 1 - value(long) / value(short), 0.08))
+  if (together && short && together[1] === '8') out.push(atLeast(`${name}, ${together.input}, times one sequence`, value(together.input) / value(short), 5))
+  if (model === '1B') {
+    out.push(atMost(`${name}, ready after, ms`, value('load, ms'), 1500), atMost(`${name}, first token of 16, ms`, value('first token, ms'), 100))
+    if (memory?.readyBytes) out.push(atMost(`${name}, resident once ready, beside the weights`, memory.readyBytes / weightBytes, 1.2))
+  }
+  return out
 }

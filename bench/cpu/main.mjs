@@ -77,7 +77,7 @@ async function main() {
       }
     }
   }
-  report.bars = judge({ comparisons: report.models, used, present: facts.instructionSets })
+  report.bars = judge({ kernels: report.kernels, comparisons: report.models, used, present: facts.instructionSets })
   console.log('')
   showBars(report.bars)
   const file = values.json ?? (values.quick ? null : path.join(root, `bench/results/cpu-${used}.json`))

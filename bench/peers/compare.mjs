@@ -85,7 +85,7 @@ export function ratiosOf(ours, theirs) {
   return out
 }
 
-const facts = ({ prefill, decode, batch, api, loadMs, firstTokenMs, residentBytes, memory, model, ...rest }) => rest
+const facts = ({ prefill, decode, batch, api, loadMs, firstTokenMs, residentBytes, model, ...rest }) => rest
 
 /** One model in one format. `plan.sides`: 'ours', 'theirs' or both, in the order of the first round; it turns round from round to round. */
 export async function compare(size, format, plan) {

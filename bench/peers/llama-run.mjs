@@ -75,7 +75,7 @@ async function measureRaw(model, flash) {
   for (const length of plan.contexts) {
     await prompt(raw, 0, randomIds(length))
     out.decode.push({ context: length, flash, tokensPerSecond: await repeated(plan.repeats, () => steps(1, length)) })
-    if (plan.batch) {
+    if (plan.batch && length === Math.min(...plan.contexts)) {
       for (let s = 1; s < plan.batch; s++) await prompt(raw, s, randomIds(length))
       const tokensPerSecond = await repeated(plan.repeats, () => steps(plan.batch, length))
       out.batch.push({ context: length, sequences: plan.batch, flash, tokensPerSecond })

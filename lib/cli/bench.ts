@@ -27,7 +27,7 @@ Let nothing else run meanwhile.`,
     prefill: { type: 'string', value: 'LIST', help: 'lengths of prompts (default: 512,2048)' },
     decode: { type: 'string', value: 'TOKENS', help: 'tokens to generate per repeat (default: 128)' },
     context: { type: 'string', value: 'LIST', help: 'lengths of what decode follows (default: 512,4096)' },
-    batch: { type: 'string', value: 'N', help: 'also N sequences at once, at every length of --context' },
+    batch: { type: 'string', value: 'N', help: 'also N sequences at once, after the shortest of --context' },
     repeats: { type: 'string', value: 'N', help: 'repeats of every figure (default: 3)' },
     weights: { type: 'string', value: 'KIND', help: 'as-is, bf16 or int8 (default: as-is)' },
     chunk: { type: 'string', value: 'TOKENS', help: "prompt tokens per step (default: the library's)" },
@@ -113,7 +113,8 @@ interface Report {
   readonly precision: Precision
   /** Read once per token. */
   readonly weightBytes: number
-  readonly memory: MemoryUse & { readonly residentBytes: number }
+  /** Of the process: `readyBytes` once the model has answered short prompts, `residentBytes` at the end, with every cache that was filled. */
+  readonly memory: MemoryUse & { readonly readyBytes: number; readonly residentBytes: number }
   readonly loadMs: Spread
   readonly firstTokenMs: Spread
   readonly prefill: readonly PrefillRate[]
@@ -133,17 +134,19 @@ async function measure(model: string, plan: Plan): Promise<Report> {
     const peaks = plan.peaks ? await measurePeaks({ device: loaded.device as 'cpu', seconds: 0.25 }) : null
     await warmUp(loaded, Math.min(512, Math.max(firstPrompt, ...plan.prefill)))
     const firstTokenMs = await measureFirstToken(loaded, firstPrompt, plan.repeats + 2)
+    const readyBytes = process.memoryUsage.rss()
     const prefill: PrefillRate[] = [], decode: DecodeRate[] = [], batch: BatchRate[] = []
     for (const tokens of plan.prefill) prefill.push(prefillRate(cost, peaks, tokens, await measurePrefill(loaded, tokens, plan.repeats)))
     for (const context of plan.contexts) {
       decode.push(decodeRate(cost, peaks, context, plan.decode, await measureDecode(loaded, context, plan.decode, plan.repeats)))
-      if (plan.batch === 0) continue
-      const rate = await measureTogether(loaded, plan.batch, context, plan.decode, plan.repeats)
-      batch.push(batchRate(cost, peaks, context, plan, rate))
+    }
+    if (plan.batch > 0 && plan.contexts.length > 0) {
+      const context = Math.min(...plan.contexts)
+      batch.push(batchRate(cost, peaks, context, plan, await measureTogether(loaded, plan.batch, context, plan.decode, plan.repeats)))
     }
     return {
       model, parameters: inspection.info.parameters, device: loaded.device, ...machine(found, plan), load, peaks, weights: plan.weights,
-      precision: plan.precision, weightBytes: cost.weightBytes, memory: { ...loaded.memory(), residentBytes: process.memoryUsage.rss() },
+      precision: plan.precision, weightBytes: cost.weightBytes, memory: { ...loaded.memory(), readyBytes, residentBytes: process.memoryUsage.rss() },
       loadMs, firstTokenMs, prefill, decode, batch,
     }
   } finally {

@@ -140,6 +140,7 @@ test('lapidary bench: every figure of a small model, as JSON and as text', async
   assert.equal(report.weights, 'int8')
   assert.deepEqual(report.prefill.map(({ tokens }) => tokens), [24, 40])
   assert.deepEqual(report.batch.map(({ sequences, context }) => [sequences, context]), [[3, 20]])
+  assert.ok(report.memory.readyBytes > report.weightBytes)
   assert.ok(report.memory.residentBytes > report.weightBytes && report.weightBytes > report.parameters)
   const rates = [...report.prefill, ...report.decode, ...report.batch].map((figure) => figure.tokensPerSecond)
   for (const figure of [report.loadMs, report.firstTokenMs, ...rates]) {
@@ -202,4 +203,19 @@ test('figures, ratios and bars', () => {
   assert.match(bars.find(({ bar }) => bar.includes('(avx512vnni)')).reason, /--cpu avx512vnni/)
   const alone = judge({ comparisons: [{ model: '1B', format: 'q4_0', ratios: {} }], used: 'avx2', present: ['avx2'] })
   assert.ok(alone.every(({ state }) => state === 'unmeasured'))
+})
+
+test('bars of the int8 path by itself', () => {
+  const product = (rows, shareOfBandwidth, shareOfPeak) => ({ subject: 'gemm-int8', name: `x [1, 2], m = ${rows}`, shareOfBandwidth, shareOfPeak })
+  const kernels = { results: [product(1, 0.97, 0.1), product(1, 0.94, 0.1), product(16, 0.9, 0.1), product(512, 0.1, 0.7)] }
+  const figure = (value, share) => ({ spread: spread([value]), ...(share ? { share } : {}) })
+  const figures = {
+    'decode after 512': figure(20, 0.91), 'decode after 4096': figure(18, 0.88), 'decode, 8 after 512': figure(110), 'load, ms': figure(900), 'first token, ms': figure(120),
+  }
+  const ours = { figures, instructionSet: 'avx2', weightBytes: 1e9, memory: { readyBytes: 1.1e9 } }
+  const comparisons = [{ model: '1B', format: 'int8', ratios: {}, ours }]
+  const bars = judge({ kernels, comparisons, used: 'avx2', present: ['avx2'] })
+  const state = (part) => bars.find(({ bar }) => bar.includes(part)).state
+  const seen = ['of 1 row', 'of 16 rows', 'of 512 rows', 'after 512, share of the read', 'loses', 'times one', 'ready after', 'first token', 'once ready'].map(state)
+  assert.deepEqual(seen, ['missed', 'met', 'met', 'met', 'missed', 'met', 'met', 'missed', 'met'])
 })
