@@ -23,6 +23,10 @@ void check_host(const Linear& host) {
          " must be [out, in] in host memory");
   expect(w.dtype != DType::i32 && w.dtype != DType::u8, ErrorCode::unsupported, "make_linear: the cuda backend has no product with ",
          dtype_info(w.dtype).name, " weights; use f32, bf16, f16, int8 or a GGUF block type");
+  expect(
+      host.activations != ActScheme::sequence, ErrorCode::unsupported,
+      "the cuda backend has no int8 products with one input scale per sequence (per-tensor dynamic): load the model with device 'cpu', or "
+      "quantise it with activations 'token' or 'static'");
   expect(w.dtype != DType::i8 || host.scale.elements() == w.shape[0], ErrorCode::internal, "make_linear: i8 weight ", w.shape_text(),
          ", scales ", host.scale.shape_text());
 }

@@ -32,8 +32,11 @@ export interface QuantizeOptions extends QuantizeWatch {
   scheme?: 'w8a8' | 'w8'
   /** One scale per output channel, or one per matrix, which is coarser. Default 'channel'. */
   weights?: 'channel' | 'tensor'
-  /** 'token': a scale per token, taken from it; 'static': one calibrated scale per place; 'none': scheme 'w8'. Default 'token', with 'w8' 'none'. */
-  activations?: 'token' | 'static' | 'none'
+  /**
+   * 'token': a scale per token, taken from it; 'tensor': one taken from all tokens that a sequence has in a step, so that results depend on where
+   * chunks of a prompt begin; 'static': one calibrated scale per place; 'none': scheme 'w8'. Default 'token', with 'w8' 'none'.
+   */
+  activations?: 'token' | 'tensor' | 'static' | 'none'
   /**
    * SmoothQuant's alpha, 0 to 1: how much of the inputs' range moves into the weights, without changing what the model computes. With weights per
    * 'tensor' only the inputs behind norms are smoothed. Default: not at all.
@@ -69,7 +72,7 @@ export interface SiteScale {
 export interface QuantizeReport {
   readonly scheme: 'w8a8' | 'w8'
   readonly weights: 'channel' | 'tensor'
-  readonly activations: 'token' | 'static' | 'none'
+  readonly activations: 'token' | 'tensor' | 'static' | 'none'
   /** null: off. */
   readonly smooth: number | null
   readonly embedding: boolean
@@ -81,13 +84,6 @@ export interface QuantizeReport {
   readonly sites: readonly SiteScale[]
   /** Of the calibration. */
   readonly seconds: number
-}
-
-const activationChoice = choice('token', 'static', 'none')
-
-const activations: Reader<'token' | 'static' | 'none'> = (value, name) => {
-  if (value === 'tensor') throw invalid(`${name}: one scale per step, taken from all its tokens (per-tensor dynamic), cannot be stored or served; take 'token' or 'static'`)
-  return activationChoice(value, name)
 }
 
 const prefix: Reader<string | readonly number[] | Int32Array | null> = (value, name) => {
@@ -108,7 +104,7 @@ export const quantizeReaders: ReadersOf<QuantizeOptions> = {
   ...watchReaders,
   scheme: choice('w8a8', 'w8'),
   weights: choice('channel', 'tensor'),
-  activations,
+  activations: choice('token', 'tensor', 'static', 'none'),
   smooth: number(0, 1),
   calibration,
   clip: choice('absmax', 'percentile', 'mse'),

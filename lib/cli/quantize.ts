@@ -22,7 +22,7 @@ tokens agree, and both perplexities. Above --max-kl nothing is written and the e
   flags: {
     out: { type: 'string', value: 'DIR', help: 'where to; must not exist or be empty' },
     weights: { type: 'string', value: 'KIND', help: 'channel or tensor: a scale per output channel, or one per matrix (default: channel)' },
-    activations: { type: 'string', value: 'KIND', help: 'token, static or none (default: token)' },
+    activations: { type: 'string', value: 'KIND', help: 'token, tensor, static or none: how inputs get their scales (default: token)' },
     smooth: { type: 'string', value: 'ALPHA', help: "0 to 1: SmoothQuant's exponent (default: no smoothing)" },
     calibration: { type: 'string', value: 'FILE', help: 'a text, or .jsonl with {"text"} in every line' },
     clip: { type: 'string', value: 'RULE', help: 'absmax, percentile or mse: the range of static scales (default: mse)' },
@@ -64,7 +64,7 @@ function quantizeOptions(args: Arguments): QuantizeOptions {
     ...watch(),
     ...present({
       weights: args.choice('weights', 'channel', 'tensor'),
-      activations: args.choice('activations', 'token', 'static', 'none'),
+      activations: args.choice('activations', 'token', 'tensor', 'static', 'none'),
       smooth: args.number('smooth'),
       calibration: args.text('calibration'),
       clip: args.choice('clip', 'absmax', 'percentile', 'mse'),

@@ -21,8 +21,9 @@ T one_of(const Fields& fields, const char* key, std::initializer_list<std::pair<
 QuantizeOptions to_quantize_options(const Fields& fields) {
   QuantizeOptions out;
   out.per_channel = one_of<bool>(fields, "weights", {{"channel", true}, {"tensor", false}});
-  out.activations =
-      one_of<ActScheme>(fields, "activations", {{"token", ActScheme::token}, {"static", ActScheme::fixed}, {"none", ActScheme::none}});
+  out.activations = one_of<ActScheme>(
+      fields, "activations",
+      {{"token", ActScheme::token}, {"tensor", ActScheme::sequence}, {"static", ActScheme::fixed}, {"none", ActScheme::none}});
   out.clip = one_of<ClipRule>(fields, "clip", {{"absmax", ClipRule::absmax}, {"percentile", ClipRule::percentile}, {"mse", ClipRule::mse}});
   out.smooth = fields.number("smooth");
   out.embedding = fields.boolean("embedding");

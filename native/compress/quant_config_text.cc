@@ -31,19 +31,21 @@ std::string module_text(const TensorSlot& slot, bool nested) {
 
 std::string inputs_text(ActScheme scheme) {
   if (scheme == ActScheme::token) return std::string("{") + kArguments + R"("strategy": "token", "dynamic": true})";
+  if (scheme == ActScheme::sequence) return std::string("{") + kArguments + R"("strategy": "tensor", "dynamic": true})";
   if (scheme == ActScheme::fixed) return std::string("{") + kArguments + R"("strategy": "tensor", "dynamic": false})";
   return "null";
 }
 
-std::string group_text(size_t number, const Names& targets, ActScheme scheme) {
+std::string group_text(size_t number, const Names& targets, ActScheme scheme, bool per_channel) {
   return "      \"group_" + std::to_string(number) + "\": {\n        \"targets\": " + array_text(targets) + ",\n        \"weights\": {" +
-         kArguments + "\"strategy\": \"channel\", \"dynamic\": false},\n        \"input_activations\": " + inputs_text(scheme) +
+         kArguments + "\"strategy\": \"" + (per_channel ? "channel" : "tensor") +
+         "\", \"dynamic\": false},\n        \"input_activations\": " + inputs_text(scheme) +
          ",\n        \"output_activations\": null\n      }";
 }
 
 }  // namespace
 
-std::string quant_config_text(const ModelConfig& config, const std::map<TensorSlot, ActScheme>& linears, bool nested) {
+std::string quant_config_text(const ModelConfig& config, const std::map<TensorSlot, ActScheme>& linears, bool per_channel, bool nested) {
   std::map<ActScheme, Names> by_scheme;
   Names ignore = {"lm_head"}, embedding;
   if (nested) ignore.insert(ignore.end(), {"re:.*lm_head", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"});
@@ -61,8 +63,9 @@ std::string quant_config_text(const ModelConfig& config, const std::map<TensorSl
   if (by_scheme.size() == 1) by_scheme.begin()->second = {"Linear"};
   std::string groups;
   size_t number = 0;
-  for (const auto& [scheme, targets] : by_scheme) groups += (number ? ",\n" : "") + group_text(number, targets, scheme), ++number;
-  if (!embedding.empty()) groups += (number ? ",\n" : "") + group_text(number, embedding, ActScheme::none);
+  for (const auto& [scheme, targets] : by_scheme)
+    groups += (number ? ",\n" : "") + group_text(number, targets, scheme, per_channel), ++number;
+  if (!embedding.empty()) groups += (number ? ",\n" : "") + group_text(number, embedding, ActScheme::none, true);
   return "{\n    \"quant_method\": \"compressed-tensors\",\n    \"format\": \"int-quantized\",\n    \"quantization_status\": "
          "\"compressed\",\n"
          "    \"config_groups\": {\n" +

@@ -5,7 +5,6 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "base/float16.h"
 #include "compress/save_checkpoint.h"
 #include "ops/int8.h"
 
@@ -93,6 +92,7 @@ void QuantizedModel::choose_scales(const Activations& seen) {
 void QuantizedModel::save(const std::string& target, const EvaluationWatch& watch) {
   CheckpointPlan plan = plan_all_layers(config_, options_.activations);
   if (options_.embedding) plan.linears[{TensorRole::embedding, -1}] = ActScheme::none;
+  plan.per_channel = options_.per_channel;
   plan.f32_norms = !smoothing_.empty();
   plan.cushion = cushion_.get();
   CheckpointWriter writer(path_, target, plan);
@@ -142,24 +142,6 @@ std::shared_ptr<QuantizedModel> quantize_model(const std::string& path, const Su
     model->rows_ = seen.rows;
   }
   return model;
-}
-
-SiteHook round_per_tensor(Backend& backend) {
-  return [&backend](int64_t, Site, const Tensor& x) {
-    const auto n = static_cast<size_t>(x.elements());
-    std::vector<std::byte> raw(static_cast<size_t>(x.bytes()));
-    std::vector<float> values(n);
-    backend.download(raw.data(), x);
-    const auto* halves = reinterpret_cast<const bf16*>(raw.data());
-    const auto* singles = reinterpret_cast<const float*>(raw.data());
-    for (size_t i = 0; i < n; ++i) values[i] = x.dtype == DType::bf16 ? to_f32(halves[i]) : singles[i];
-    const float scale = int8_scale(absolute_max(values.data(), static_cast<int64_t>(n))), inverse = 1.0f / scale;
-    for (float& v : values) v = static_cast<float>(to_int8(v * inverse)) * scale;
-    if (x.dtype == DType::f32) return backend.upload(x, values.data());
-    std::vector<bf16> rounded(n);
-    std::transform(values.begin(), values.end(), rounded.begin(), [](float v) { return to_bf16(v); });
-    backend.upload(x, rounded.data());
-  };
 }
 
 }  // namespace lapidary

@@ -80,8 +80,4 @@ class QuantizedModel final : public WeightsTransform {
 std::shared_ptr<QuantizedModel> quantize_model(const std::string& path, const Subject* original, std::span<const TextIds> texts,
                                                const QuantizeOptions& options, const EvaluationWatch& watch = {});
 
-// Rounds every site's tensor to int8 and back with one scale taken from all rows of a step: per-tensor dynamic activations, over one
-// sequence when its text is one chunk. No file format holds this scheme; it is there to be compared with.
-SiteHook round_per_tensor(Backend& backend);
-
 }  // namespace lapidary

@@ -218,7 +218,10 @@ std::vector<SafetensorsEntry> CheckpointWriter::State::entries() const {
     const Tensor& view = stored.view;
     if (planned != plan.linears.end()) {
       all.push_back({name, DType::i8, {view.shape[0], view.shape[1]}});
-      all.push_back({module_of(name) + ".weight_scale", DType::f32, {view.shape[0], 1}});
+      if (plan.is_per_channel(match.slot))
+        all.push_back({module_of(name) + ".weight_scale", DType::f32, {view.shape[0], 1}});
+      else
+        all.push_back({module_of(name) + ".weight_scale", DType::f32, {1}});
       if (planned->second == ActScheme::fixed) all.push_back({module_of(name) + ".input_scale", DType::f32, {1}});
     } else {
       const bool norm = weight && is_norm(match.slot.role);
@@ -253,7 +256,7 @@ CheckpointWriter::CheckpointWriter(const std::string& source, const std::string&
   const std::string config_path = state_->folder + "/config.json";
   const std::string text = read_text_file(config_path);
   const bool nested = JsonValue::parse(text, config_path).find("text_config") != nullptr;
-  const std::string quantization = quant_config_text(state_->config, plan.linears, nested);
+  const std::string quantization = quant_config_text(state_->config, plan.linears, plan.per_channel, nested);
   std::string new_config = with_member(text, config_path, "quantization_config", quantization);
   if (plan.cushion) {
     const std::string facts = "{\"cushion\": " + json_quote(cushion_fingerprint(*plan.cushion)) + "}";
@@ -285,6 +288,9 @@ void CheckpointWriter::linear(const TensorSlot& slot, const Linear& quantised) {
           dtype_info(scale.dtype).name, " ", scale.shape_text(), ", expected f32 [", shape[0], "]");
   const float* scales = scale.as<float>();
   require(std::all_of(scales, scales + shape[0], [](float s) { return std::isfinite(s) && s > 0; }), "a scale is not a positive number");
+  const bool per_channel = state_->plan.is_per_channel(slot);
+  require(per_channel || std::all_of(scales, scales + shape[0], [&](float s) { return s == scales[0]; }),
+          "the rows' scales differ, the plan says one per matrix");
   require(quantised.activations == planned->second, "its inputs are treated otherwise than planned");
   const bool fixed = planned->second == ActScheme::fixed;
   if (fixed) {
@@ -296,7 +302,7 @@ void CheckpointWriter::linear(const TensorSlot& slot, const Linear& quantised) {
   }
   require(state_->given.insert(name).second, "it was given already");
   state_->writer->write(name, weight.data, weight.bytes());
-  state_->writer->write(module_of(name) + ".weight_scale", scale.data, scale.bytes());
+  state_->writer->write(module_of(name) + ".weight_scale", scale.data, per_channel ? scale.bytes() : static_cast<int64_t>(sizeof(float)));
   if (fixed) state_->writer->write(module_of(name) + ".input_scale", &quantised.input_scale, sizeof(float));
 }
 

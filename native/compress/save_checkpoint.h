@@ -18,6 +18,10 @@ struct CheckpointPlan {
   // and so are gate and up. The embedding (a tied head is the same matrix) only with ActScheme::none: Hugging Face's own loaders do not
   // take that, this library does.
   std::map<TensorSlot, ActScheme> linears;
+  // One scale per output channel, or one per matrix: then all of a matrix's scales are equal, and one is written. The embedding has them
+  // per channel always.
+  bool per_channel = true;
+  bool is_per_channel(const TensorSlot& slot) const { return per_channel || slot.role == TensorRole::embedding; }
   // Norms written in f32 whatever the source has: for norms that have taken up scales, which bf16 would round.
   bool f32_norms = false;
   // Written beside the weights, and its fingerprint into config.json: scales were calibrated with it, and folds may have changed it. May be

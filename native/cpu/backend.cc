@@ -164,15 +164,20 @@ class CpuBackend final : public Backend {
   void attention_input(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv, Workspace& ws) override {
     const int64_t tokens = x.shape[0];
     const Tensor normed = ws.normed.rows(0, tokens), q = ws.q.rows(0, tokens), k = ws.k.rows(0, tokens), v = ws.v.rows(0, tokens);
-    if (cpu::same_input(kernels_, wq, wk, normed.dtype) && cpu::same_input(kernels_, wq, wv, normed.dtype)) {
-      return cpu::multiply(*pool_, normed_input(x, norm, wq, normed.dtype), {{wq, q}, {wk, k}, {wv, v}});
+    if (!cpu::same_input(kernels_, wq, wk, normed.dtype) || !cpu::same_input(kernels_, wq, wv, normed.dtype))
+      return Backend::attention_input(x, norm, wq, wk, wv, ws);
+    if (wq.activations == ActScheme::sequence) {
+      const Tensor exact = exact_norm(x, norm, ws);
+      return each_sequence(ws, tokens, [&](int64_t first, int64_t n) {
+        project(exact.rows(first, n), {{wq, q.rows(first, n)}, {wk, k.rows(first, n)}, {wv, v.rows(first, n)}});
+      });
     }
-    Backend::attention_input(x, norm, wq, wk, wv, ws);
+    cpu::multiply(*pool_, normed_input(x, norm, wq, normed.dtype), {{wq, q}, {wk, k}, {wv, v}});
   }
 
   void attention_output(const Linear& wo, const Norm& post_norm, const Tensor& x, Workspace& ws) override {
     const Tensor branch = ws.branch.rows(0, x.shape[0]);
-    linear(ws.attended.rows(0, x.shape[0]), wo, branch);
+    step_linear(ws.attended.rows(0, x.shape[0]), wo, branch, ws.spans);
     add_normed(x, branch, post_norm);
   }
 
@@ -183,8 +188,21 @@ class CpuBackend final : public Backend {
     if (!cpu::same_input(kernels_, gate, up, act) || !cpu::goes_by_panels(down))
       return Backend::feed_forward(x, pre_norm, gate, up, down, post_norm, ws);
     const Tensor gated = ws.gate.rows(0, tokens), branch = ws.branch.rows(0, tokens);
-    cpu::multiply_gated(kernels_, *pool_, normed_input(x, pre_norm, gate, act), gate, up, gated);
-    cpu::multiply(*pool_, rows_input(gated, down, act), {{down, branch}});
+    if (gate.activations == ActScheme::sequence) {
+      const Tensor exact = exact_norm(x, pre_norm, ws);
+      each_sequence(ws, tokens, [&](int64_t first, int64_t n) {
+        cpu::multiply_gated(kernels_, *pool_, rows_input(exact.rows(first, n), gate, act), gate, up, gated.rows(first, n));
+      });
+    } else {
+      cpu::multiply_gated(kernels_, *pool_, normed_input(x, pre_norm, gate, act), gate, up, gated);
+    }
+    if (down.activations == ActScheme::sequence) {
+      each_sequence(ws, tokens, [&](int64_t first, int64_t n) {
+        cpu::multiply(*pool_, rows_input(gated.rows(first, n), down, act), {{down, branch.rows(first, n)}});
+      });
+    } else {
+      cpu::multiply(*pool_, rows_input(gated, down, act), {{down, branch}});
+    }
     add_normed(x, branch, post_norm);
   }
 
@@ -234,12 +252,28 @@ class CpuBackend final : public Backend {
   cpu::PreparedInput rows_input(const Tensor& x, const Linear& w, DType act) {
     const int64_t dim = x.row_elements(), row_bytes = x.row_bytes();
     expect(is_act(x) && w.in() == dim, ErrorCode::internal, "linear: x ", x.shape_text(), ", weight ", w.weight.shape_text());
-    return cpu::prepare_input(*pool_, *cpu::kernel_for(kernels_, w, act), cpu::input_rule(w, act), x.shape[0], dim, 0,
-                              [&](int64_t t, float* scratch) -> const float* {
-                                if (x.dtype == DType::f32) return x.as<float>() + t * dim;
-                                kernels_.widen(x.dtype, x.data + t * row_bytes, dim, scratch);
-                                return scratch;
-                              });
+    const auto row = [&](int64_t t, float* scratch) -> const float* {
+      if (x.dtype == DType::f32) return x.as<float>() + t * dim;
+      kernels_.widen(x.dtype, x.data + t * row_bytes, dim, scratch);
+      return scratch;
+    };
+    cpu::InputRule rule = cpu::input_rule(w, act);
+    if (w.activations == ActScheme::sequence) rule.fixed_scale = cpu::shared_scale(kernels_, *pool_, x.shape[0], dim, row);
+    return cpu::prepare_input(*pool_, *cpu::kernel_for(kernels_, w, act), rule, x.shape[0], dim, 0, row);
+  }
+
+  // norm(x) in f32 [tokens, hidden], in ws.branch.
+  Tensor exact_norm(const Tensor& x, const Norm& norm, const Workspace& ws) {
+    const Tensor out = ws.branch.rows(0, x.shape[0]);
+    rms_norm(x, norm, out);
+    return out;
+  }
+
+  // fn(first row, rows) for every sequence of the step.
+  template <typename Fn>
+  static void each_sequence(const Workspace& ws, int64_t tokens, const Fn& fn) {
+    if (ws.spans.empty()) return fn(0, tokens);
+    for (const AttentionSpan& span : ws.spans) fn(span.first_row, span.rows);
   }
 
   // Rows of norm(x) as the input of w.

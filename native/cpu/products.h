@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <vector>
 
 #include "base/thread_pool.h"
 #include "cpu/kernels.h"
 #include "cpu/packed.h"
 #include "cpu/scratch.h"
+#include "ops/int8.h"
 #include "ops/ops.h"
 
 namespace lapidary::cpu {
@@ -55,6 +57,16 @@ PreparedInput prepare_input(ThreadPool& pool, const PackedKernel& kernel, const 
     kernel.prepare(row(t, scratch), k, rule, rows + t * bytes);
   });
   return {&kernel, rows, tokens, k};
+}
+
+// The int8 scale for all rows of one sequence; `row` as for prepare_input.
+template <typename Row>
+float shared_scale(const Kernels& kernels, ThreadPool& pool, int64_t tokens, int64_t k, const Row& row) {
+  std::vector<float> most(static_cast<size_t>(tokens));
+  for_each(pool, tokens, k, [&](int64_t t) {
+    most[static_cast<size_t>(t)] = kernels.absolute_max(row(t, thread_scratch(ScratchUse::kernel, static_cast<size_t>(k))), k);
+  });
+  return int8_scale(absolute_max(most.data(), tokens));
 }
 
 // Rows that are quantised already: x i8 [tokens, k], scales f32 [tokens].

@@ -171,8 +171,12 @@ void check_tensor(const Checkpoint& c, const Slots& slots, const TensorSlot& slo
   }
   const Tensor& view = c.tensors.at(name).view;
   const std::vector<int64_t> expected = slot_shape(slot, c.config);
-  if (const QuantScheme* scheme = scheme_of(c, slot, name))
+  if (const QuantScheme* scheme = scheme_of(c, slot, name)) {
+    expect(scheme->activations != ActScheme::sequence || slot.layer >= 0, ErrorCode::unsupported, c.path, ": ", module_of(name),
+           " takes one scale for all its inputs, taken from them, which only the layers' matrices can; quantise the model with this module "
+           "in \"ignore\", or with per-token inputs");
     return check_quantized(quant_tensors(c, slots, slot), *scheme, expected[0], expected[1], c.path, module_of(name));
+  }
   expect(std::equal(expected.begin(), expected.end(), view.shape, view.shape + view.rank), ErrorCode::bad_file, c.path, ": ", name,
          " has shape ", view.shape_text(), ", ", c.config_name, " says ", shape_text(expected));
   const bool number = view.dtype == DType::f32 || view.dtype == DType::bf16 || view.dtype == DType::f16;

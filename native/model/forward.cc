@@ -124,7 +124,9 @@ void watched_layer_step(Backend& backend, const LayerWeights& w, const AttendPar
                         const SiteHook& hook) {
   const int64_t tokens = x.shape[0];
   const auto rows = [&](const Tensor& t) { return t.rows(0, tokens); };
-  const auto product = [&](const Tensor& in, const Linear& weight, const Tensor& out) { backend.linear(in, weight, rows(out)); };
+  const auto product = [&](const Tensor& in, const Linear& weight, const Tensor& out) {
+    backend.step_linear(in, weight, rows(out), attend.spans);
+  };
   const auto close_branch = [&](const Norm& norm) {
     backend.rms_norm(rows(ws.branch), norm, rows(ws.branch));
     backend.add(x, rows(ws.branch));
@@ -230,6 +232,7 @@ Tensor forward(Backend& backend, const ModelWeights& weights, const StepBatch& b
 
   std::vector<AttentionSpan> spans;
   for (const StepSpan& span : batch.spans) spans.push_back({span.first_row, span.rows, span.first_pos, {}});
+  scratch.ws.spans = spans;
   for (size_t l = 0; l < weights.layers.size(); ++l) {
     if (watch.stop && watch.stop()) fail(ErrorCode::aborted, "the step was stopped before layer ", l);
     for (size_t s = 0; s < spans.size(); ++s) spans[s].kv = batch.spans[s].layers[l];

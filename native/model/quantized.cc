@@ -116,10 +116,7 @@ ActScheme activation_scheme(const Section& group) {
     return ActScheme::token;
   }
   if (strategy != "tensor") inputs->refuse("strategy", "is \"", strategy, "\", only \"token\" and \"tensor\" are supported");
-  if (dynamic)
-    inputs->refuse("strategy", "is \"tensor\" with dynamic true: one scale for all tokens, taken from them (per-tensor dynamic), ",
-                   "is not supported; per-token dynamic is");
-  return ActScheme::fixed;
+  return dynamic ? ActScheme::sequence : ActScheme::fixed;
 }
 
 bool is_packed(const Section& section, const std::string& format) {
@@ -144,7 +141,7 @@ QuantGroup read_group(const Section& group, const std::string& format) {
 }
 
 std::string describe(const QuantConfig& config) {
-  bool seen[3] = {};
+  bool seen[4] = {};
   for (const QuantGroup& group : config.groups) seen[static_cast<int>(group.scheme.activations)] = true;
   std::string text;
   const auto add = [&](ActScheme scheme, const char* words) {
@@ -152,6 +149,7 @@ std::string describe(const QuantConfig& config) {
       text += (text.empty() ? "int8 weights (compressed-tensors), inputs " : "; others ") + std::string(words);
   };
   add(ActScheme::token, "quantised per token");
+  add(ActScheme::sequence, "quantised with a scale per sequence and step");
   add(ActScheme::fixed, "quantised with calibrated scales");
   add(ActScheme::none, "not quantised");
   return text;

@@ -69,6 +69,11 @@ void Backend::sample(const Tensor& logits, std::span<const SampleRequest> reques
 
 TrainingOps& Backend::training() { fail(ErrorCode::unsupported, "the ", name(), " backend cannot train yet; use the CPU"); }
 
+void Backend::step_linear(const Tensor& x, const Linear& w, const Tensor& out, std::span<const AttentionSpan> spans) {
+  if (w.activations != ActScheme::sequence || spans.size() < 2) return linear(x, w, out);
+  for (const AttentionSpan& span : spans) linear(x.rows(span.first_row, span.rows), w, out.rows(span.first_row, span.rows));
+}
+
 void Backend::self_attention(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv,
                              const AttendParams& params, Workspace& ws) {
   attention_input(x, norm, wq, wk, wv, ws);
@@ -79,9 +84,9 @@ void Backend::attention_input(const Tensor& x, const Norm& norm, const Linear& w
   const int64_t tokens = x.shape[0];
   const Tensor normed = ws.normed.rows(0, tokens);
   rms_norm(x, norm, normed);
-  linear(normed, wq, ws.q.rows(0, tokens));
-  linear(normed, wk, ws.k.rows(0, tokens));
-  linear(normed, wv, ws.v.rows(0, tokens));
+  step_linear(normed, wq, ws.q.rows(0, tokens), ws.spans);
+  step_linear(normed, wk, ws.k.rows(0, tokens), ws.spans);
+  step_linear(normed, wv, ws.v.rows(0, tokens), ws.spans);
 }
 
 void Backend::attend(const AttendParams& params, Workspace& ws) {
@@ -116,7 +121,7 @@ void Backend::attend(const AttendParams& params, Workspace& ws) {
 void Backend::attention_output(const Linear& wo, const Norm& post_norm, const Tensor& x, Workspace& ws) {
   const int64_t tokens = x.shape[0];
   const Tensor branch = ws.branch.rows(0, tokens);
-  linear(ws.attended.rows(0, tokens), wo, branch);
+  step_linear(ws.attended.rows(0, tokens), wo, branch, ws.spans);
   rms_norm(branch, post_norm, branch);
   add(x, branch);
 }
@@ -127,10 +132,10 @@ void Backend::feed_forward(const Tensor& x, const Norm& pre_norm, const Linear& 
   const Tensor normed = ws.normed.rows(0, tokens), branch = ws.branch.rows(0, tokens), gated = ws.gated.rows(0, tokens);
   const Tensor gate_out = ws.gate.rows(0, tokens), up_out = ws.up.rows(0, tokens);
   rms_norm(x, pre_norm, normed);
-  linear(normed, gate, gate_out);
-  linear(normed, up, up_out);
+  step_linear(normed, gate, gate_out, ws.spans);
+  step_linear(normed, up, up_out, ws.spans);
   geglu(gate_out, up_out, gated);
-  linear(gated, down, branch);
+  step_linear(gated, down, branch, ws.spans);
   rms_norm(branch, post_norm, branch);
   add(x, branch);
 }

@@ -25,9 +25,10 @@ inline constexpr int64_t kPageTokens = 64;       // positions per KV page
 
 // What a linear layer with int8 weights does with its input (docs/numerics.md, "int8").
 enum class ActScheme : uint8_t {
-  none,   // weight-only: the input stays f32 or bf16
-  token,  // quantised with one scale per row, taken from the row
-  fixed,  // quantised with one calibrated scale, `Linear::input_scale`
+  none,      // weight-only: the input stays f32 or bf16
+  token,     // quantised with one scale per row, taken from the row
+  fixed,     // quantised with one calibrated scale, `Linear::input_scale`
+  sequence,  // quantised with one scale for all rows that a sequence has in the call, taken from them: depends on where chunks begin
 };
 
 // The form a backend gave to a weight, where that is not the plain rows; known to that backend alone.
@@ -118,14 +119,15 @@ struct AttendParams {
 
 // Scratch of one forward step; every tensor has room for the step's tokens in its first dimension.
 struct Workspace {
-  Tensor normed;    // act [tokens, hidden]
-  Tensor q;         // f32 [tokens, num_heads * head_dim]
-  Tensor k, v;      // f32 [tokens, num_kv_heads * head_dim]
-  Tensor attended;  // act [tokens, num_heads * head_dim]
-  Tensor branch;    // f32 [tokens, hidden]
-  Tensor gate, up;  // f32 [tokens, ffn]
-  Tensor gated;     // act [tokens, ffn]
-  Tensor q_prefix;  // like q; only where a step has prefix angles
+  Tensor normed;                           // act [tokens, hidden]
+  Tensor q;                                // f32 [tokens, num_heads * head_dim]
+  Tensor k, v;                             // f32 [tokens, num_kv_heads * head_dim]
+  Tensor attended;                         // act [tokens, num_heads * head_dim]
+  Tensor branch;                           // f32 [tokens, hidden]
+  Tensor gate, up;                         // f32 [tokens, ffn]
+  Tensor gated;                            // act [tokens, ffn]
+  Tensor q_prefix;                         // like q; only where a step has prefix angles
+  std::span<const AttentionSpan> spans{};  // the step's rows by sequence, for ActScheme::sequence; empty: all are of one
 };
 
 class TrainingOps;
@@ -159,7 +161,8 @@ class Backend {
   virtual void embed(std::span<const int32_t> ids, const Linear& table, float scale, const Tensor& out) = 0;
   // x f32 [rows, dim] -> out act [rows, dim]; may be in place when out is f32.
   virtual void rms_norm(const Tensor& x, const Norm& norm, const Tensor& out) = 0;
-  // x act [tokens, in] -> out f32 [tokens, out]. int8 weights: quantises x as w.activations says, then as matmul_int8.
+  // x act [tokens, in] -> out f32 [tokens, out]. int8 weights: quantises x as w.activations says, all rows being of one sequence; then as
+  // matmul_int8.
   virtual void linear(const Tensor& x, const Linear& w, const Tensor& out) = 0;
   // x act [rows, dim] -> q i8 [rows, dim], scales f32 [rows] by the int8 rule, a scale per row; `fixed_scale` > 0: that one for all.
   virtual void quantize_rows(const Tensor& x, float fixed_scale, const Tensor& q, const Tensor& scales) = 0;
@@ -198,7 +201,10 @@ class Backend {
   // x += post_norm((gelu(m · gateᵀ) * (m · upᵀ)) · downᵀ), m = pre_norm(x).
   virtual void feed_forward(const Tensor& x, const Norm& pre_norm, const Linear& gate, const Linear& up, const Linear& down,
                             const Norm& post_norm, Workspace& ws);
-  // logits [n, vocab] = soft_cap(norm(x) · headᵀ); x f32 [n, hidden], normed act [n, hidden]; softcap 0 = none.
+  // The product with the rows of a step: `linear`, sequence by sequence where the weight asks for that.
+  void step_linear(const Tensor& x, const Linear& w, const Tensor& out, std::span<const AttentionSpan> spans);
+  // logits [n, vocab] = soft_cap(norm(x) · headᵀ); x f32 [n, hidden], normed act [n, hidden]; softcap 0 = none. The head's inputs are not
+  // quantised per sequence.
   virtual void logits(const Tensor& x, const Norm& norm, const Linear& head, float softcap, const Tensor& normed, const Tensor& out);
 
   // The backward passes and what else training needs, ops/training.h; owned by the backend. The default is Error(unsupported).

@@ -178,12 +178,20 @@ class ReferenceBackend final : public Backend {
     for (int64_t i = 0; i < in; ++i) row[i] = static_cast<float>(w.weight.as<int8_t>()[n * in + i]) * w.scale.as<float>()[n];
   }
 
+  // The scale for all of x.
+  static float tensor_scale(const Tensor& x) {
+    std::vector<float> values(static_cast<size_t>(x.elements()));
+    for (int64_t i = 0; i < x.elements(); ++i) values[static_cast<size_t>(i)] = load(x, i);
+    return int8_scale(absolute_max(values.data(), x.elements()));
+  }
+
   void linear_int8(const Tensor& x, const Linear& w, const Tensor& out) {
     const int64_t tokens = x.shape[0];
     const Buffer q = allocate_host(static_cast<size_t>(tokens * w.in())),
                  scales = allocate_host(static_cast<size_t>(tokens) * sizeof(float));
     const Tensor q_rows = q.tensor(DType::i8, {tokens, w.in()}), row_scales = scales.tensor(DType::f32, {tokens});
-    quantize_rows(x, w.activations == ActScheme::fixed ? w.input_scale : 0, q_rows, row_scales);
+    const float fixed = w.activations == ActScheme::fixed ? w.input_scale : w.activations == ActScheme::sequence ? tensor_scale(x) : 0;
+    quantize_rows(x, fixed, q_rows, row_scales);
     matmul_int8(q_rows, row_scales, w, out);
   }
 

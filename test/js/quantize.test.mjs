@@ -62,10 +62,28 @@ test('a prefix stands before every text, and its scales belong to it', async (t)
   await assert.rejects(loadModel(folder, load), failsWith('bad_file', /cushion\.safetensors is not beside it/))
 })
 
+test('per-tensor dynamic inputs are measured, saved and loaded again', async (t) => {
+  const folder = path.join(temporaryFolder(t), 'out')
+  if (testDevice === 'cuda') return assert.rejects(model.quantize({ activations: 'tensor' }), failsWith('unsupported', /load the model with device 'cpu'/))
+  const quantized = await model.quantize({ weights: 'tensor', activations: 'tensor' })
+  assert.deepEqual([quantized.report.weights, quantized.report.activations, quantized.report.sites], ['tensor', 'tensor', []])
+  const [{ meanKl }, { perplexity }] = await Promise.all([quantized.model.divergence(model, [text.slice(0, 6000)]), quantized.model.perplexity([text.slice(0, 6000)])])
+  assert.ok(meanKl > 1e-4 && meanKl < 0.1 && perplexity > 1, `KL ${meanKl}, perplexity ${perplexity}`)
+  await quantized.save(folder)
+  const back = await loadModel(folder, load), ids = model.tokenizer.encode(text.slice(0, 300)), other = [...ids].reverse()
+  const [[wanted], [got, ...rest], [alone]] = await Promise.all([quantized.model.logits([ids]), back.logits([ids, other]), back.logits([other])])
+  assertSameBits(got, wanted, 'logits')
+  assertSameBits(rest[0], alone, 'logits in company')
+  const { stdout, stderr, code } = await program(['eval', folder, '--text', file, '--against', tiny, '--max-tokens', '1000', '--device', testDevice, '--json'])
+  assert.equal(code, 0, stderr)
+  assert.ok(JSON.parse(stdout).text.divergence.meanKl > 1e-4, stdout)
+  await Promise.all([quantized.model.close(), back.close()])
+})
+
 test('what does not fit is refused', async (t) => {
   const folder = temporaryFolder(t)
   for (const [options, pattern] of [
-    [{ activations: 'tensor' }, /per-tensor dynamic.*cannot be stored/],
+    [{ activations: 'row' }, /activations must be/],
     [{ activations: 'static' }, /needs calibration texts/],
     [{ smooth: 0.5 }, /smooth needs calibration texts/],
     [{ smooth: 1.5, calibration: ['x'] }, /smooth must be a finite number/],

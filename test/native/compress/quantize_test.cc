@@ -146,6 +146,7 @@ TEST("quantize: a saved model reads back with the logits of the one in memory") 
              {.activations = ActScheme::none, .embedding = true},
              {.per_channel = false, .smooth = 0.5},
              {.activations = ActScheme::fixed, .smooth = 0.5},
+             {.per_channel = false, .activations = ActScheme::sequence},
              {.activations = ActScheme::fixed, .smooth = 0.8, .embedding = true, .cushion = cushion},
              {.activations = ActScheme::token, .cushion = cushion},
          }) {
@@ -224,23 +225,44 @@ TEST("quantize: what is refused, and stopping leaves nothing") {
   CHECK_THROWS(o.quantize({})->save(target), wrong, "is there already");
 }
 
-TEST("quantize: per-tensor dynamic inputs, rounded by a hook") {
+// Rounds a site's tensor to int8 and back with one scale for all of it.
+void round_to_int8(int64_t, Site, const Tensor& x) {
+  float most = 0;
+  for (int64_t i = 0; i < x.elements(); ++i) most = std::max(most, std::fabs(x.as<float>()[i]));
+  const float scale = most / 127, inverse = 1 / scale;
+  for (int64_t i = 0; i < x.elements(); ++i) x.as<float>()[i] = static_cast<float>(std::nearbyint(x.as<float>()[i] * inverse)) * scale;
+}
+
+TEST("quantize: per-tensor dynamic inputs are those of the weights alone, each site rounded with one scale") {
   const Original o = open_original("gemma3-tiny");
   const std::vector<int32_t> ids = some_ids(o.config().vocab, 30, 6);
-  std::vector<float> x(12), bits(12);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i) * 0.37f - 2;
-  std::vector<float> rounded = x;
-  round_per_tensor (*o.model.backend)(0, Site::o_in, Tensor(rounded.data(), DType::f32, {3, 4}));
-  const float scale = 2.07f / 127;
-  for (size_t i = 0; i < x.size(); ++i) bits[i] = static_cast<float>(std::nearbyint(x[i] * (1 / scale))) * scale;
-  CHECK_CLOSE(rounded, bits, 1e-5, 1e-6);
-  TextPass pass(*o.model.backend, *o.model.weights, {});
-  std::vector<float> plain, dynamic;
-  pass.run(ids, [&](int64_t, const Tensor& t) { plain.insert(plain.end(), t.as<float>(), t.as<float>() + t.elements()); });
-  pass.run(ids, [&](int64_t, const Tensor& t) { dynamic.insert(dynamic.end(), t.as<float>(), t.as<float>() + t.elements()); },
-           {.sites = round_per_tensor(*o.model.backend)});
-  const double error = relative_error(dynamic, plain);
-  CHECK_MSG(error > 1e-4 && error < 0.2, error);
+  const auto weights_alone = o.quantize({.activations = ActScheme::none}), both = o.quantize({.activations = ActScheme::sequence});
+  const Loaded plain = load_quantised(*weights_alone, "reference");
+  TextPass pass(*plain.backend, *plain.weights, {});
+  std::vector<float> rounded;
+  pass.run(ids, [&](int64_t, const Tensor& t) { rounded.insert(rounded.end(), t.as<float>(), t.as<float>() + t.elements()); },
+           {.sites = round_to_int8});
+  for (const std::string backend : {"reference", "cpu"}) {
+    const std::vector<float> got = logits_of(load_quantised(*both, backend), Precision::f32, ids);
+    CHECK_MSG(relative_error(got, rounded) < 1e-3, backend << ": " << relative_error(got, rounded));
+  }
+  const std::vector<float> token = logits_of(load_quantised(*o.quantize({}), "reference"), Precision::f32, ids);
+  CHECK(relative_error(token, rounded) > 2e-3);  // so the bound above tells schemes apart
+}
+
+TEST("quantize: per-tensor dynamic inputs know no other sequence of the step") {
+  for (const char* name : {"gemma3-tiny", "gemma2-tiny"}) {
+    const std::string target = temporary_folder() + "/out";
+    open_original(name).quantize({.per_channel = false, .activations = ActScheme::sequence})->save(target);
+    CHECK(load_config(target).notes ==
+          std::vector<std::string>{"int8 weights (compressed-tensors), inputs quantised with a scale per sequence and step"});
+    const TensorFile file = open_safetensors(target);
+    CHECK(file.tensors.at("model.layers.0.mlp.down_proj.weight_scale").view.elements() == 1);
+    for (const std::string backend : {"reference", "cpu"}) {
+      const Loaded model = load(target, backend);
+      for (const Precision precision : {Precision::f32, Precision::bf16}) check_company(model, some_ids(512, 40, 3), precision, name);
+    }
+  }
 }
 
 // Counts what it is shown.

@@ -180,6 +180,9 @@ TEST("save checkpoint: what is refused, and leaves nothing") {
   const auto refused = [&](const CheckpointPlan& p, ErrorCode code, const char* part) {
     CHECK_THROWS(CheckpointWriter(source, target, p), code, part);
   };
+  CheckpointPlan whole = plan;
+  whole.per_channel = false;
+  CHECK_THROWS(CheckpointWriter(source, target, whole).linear(q, weights.layers[0].q), wrong, "the rows' scales differ");
   CheckpointPlan uneven = plan;
   uneven.linears[k] = ActScheme::token;
   refused(uneven, wrong, "must be quantised alike");

@@ -181,14 +181,17 @@ TEST("cpu: int8 projections of one input equal separate ones, whatever the schem
   const Owned x = activations(DType::f32, {tokens, in}, 1), norm_weight = activations(DType::f32, {in}, 2);
   Int8Weight w[] = {int8_weight(130, in, 3), int8_weight(33, in, 4), int8_weight(20, in, 5)};
   const auto set = [](Linear& linear, ActScheme scheme, float scale) { linear.activations = scheme, linear.input_scale = scale; };
-  for (int mix = 0; mix < 4; ++mix) {
+  for (int mix = 0; mix < 5; ++mix) {
     for (Int8Weight& each : w) set(each.linear, mix == 0 ? ActScheme::token : ActScheme::fixed, 0.05f);
     if (mix == 2) set(w[1].linear, ActScheme::fixed, 0.06f);
+    if (mix == 4)
+      for (Int8Weight& each : w) set(each.linear, ActScheme::sequence, 0);
     if (mix == 3) set(w[1].linear, ActScheme::token, 0), set(w[2].linear, ActScheme::none, 0);
     for (NamedBackend& b : backends()) {
       // f32: with bf16, separate products round the normed row, which one that makes its input itself does not.
       Owned normed(DType::f32, {tokens, in}), q(DType::f32, {tokens, 130}), k(DType::f32, {tokens, 33}), v(DType::f32, {tokens, 20});
-      Workspace ws{normed.t, q.t, k.t, v.t, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+      Owned branch(DType::f32, {tokens, in});
+      Workspace ws{normed.t, q.t, k.t, v.t, Tensor(), branch.t, Tensor(), Tensor(), Tensor()};
       b.backend->attention_input(x.t, {norm_weight.t, 1, 1e-6f}, w[0].linear, w[1].linear, w[2].linear, ws);
       b.backend->rms_norm(x.t, {norm_weight.t, 1, 1e-6f}, normed.t);
       const Owned* together[] = {&q, &k, &v};

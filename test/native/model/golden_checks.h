@@ -171,17 +171,15 @@ inline void check_window_lengths(const std::string& name, const std::string& bac
 }
 
 // Three sequences in one step, at different positions, give what each gives alone.
-inline void check_company(const std::string& name, const std::string& backend) {
-  const Expected expected(name);
-  const Loaded model = load(golden(name), backend);
+inline void check_company(const Loaded& model, std::span<const int32_t> ids, Precision precision, const std::string& label) {
   const ModelConfig& config = model.weights->config;
-  const std::vector<int32_t> ids = expected.ids("case1.ids");
   const auto tokens = static_cast<int64_t>(ids.size());
-  StepScratch scratch(*model.backend, config, Precision::f32, 3 * tokens, 3 * tokens);
+  StepScratch scratch(*model.backend, config, precision, 3 * tokens, 3 * tokens);
   std::vector<TestCache> caches;
   std::vector<StepSpan> spans;
   std::vector<int32_t> all_ids, positions, logit_rows;
-  for (int64_t s = 0; s < 3; ++s) caches.emplace_back(*model.backend, config, DType::f32, tokens);
+  const DType kv = precision == Precision::bf16 ? DType::bf16 : DType::f32;
+  for (int64_t s = 0; s < 3; ++s) caches.emplace_back(*model.backend, config, kv, tokens);
   for (int64_t s = 0; s < 3; ++s) {
     const int64_t rows = tokens - s;  // of different lengths
     spans.push_back({static_cast<int64_t>(all_ids.size()), rows, 0, caches[static_cast<size_t>(s)].views()});
@@ -194,11 +192,14 @@ inline void check_company(const std::string& name, const std::string& backend) {
   CHECK(together.shape[0] == 3);
   for (size_t s = 0; s < 3; ++s) {
     const std::span<const int32_t> own(all_ids.data() + spans[s].first_row, static_cast<size_t>(spans[s].rows));
-    const std::vector<float> alone = logits_of(model, Precision::f32, own);
+    const std::vector<float> alone = logits_of(model, precision, own);
     std::vector<float> row(static_cast<size_t>(config.vocab));
     model.backend->download(row.data(), together.rows(static_cast<int64_t>(s), 1));
-    CHECK_MSG(same_bits(row, {alone.end() - config.vocab, alone.end()}), name << " on " << backend << ", sequence " << s);
+    CHECK_MSG(same_bits(row, {alone.end() - config.vocab, alone.end()}), label << " on " << model.backend->name() << ", sequence " << s);
   }
+}
+inline void check_company(const std::string& name, const std::string& backend) {
+  check_company(load(golden(name), backend), Expected(name).ids("case1.ids"), Precision::f32, name);
 }
 
 }  // namespace lapidary::test

@@ -282,6 +282,21 @@ TEST("quantized: one scale per matrix") {
                   logits_at(write(channel, config_of(group(kToken))))));
 }
 
+TEST("quantized: one input scale per sequence, but not for the head") {
+  std::string sequence = kToken;
+  sequence.replace(sequence.rfind("token"), 5, "tensor");
+  const std::string folder = write(quantised(), config_of(group(sequence)));
+  const auto weights = load(folder, "reference").weights;
+  CHECK(weights->layers[0].q.activations == ActScheme::sequence && weights->layers[2].down.activations == ActScheme::sequence);
+  CHECK(!same_bits(logits_at(folder), logits_at(write(quantised(), config_of(group(kToken))))));
+  StoredTensors t = quantised();
+  const Stored embedding = t["model.embed_tokens.weight"];
+  t["model.embed_tokens.weight"] = {DType::i8, embedding.shape, std::vector<std::byte>(embedding.bytes.size() / 2, std::byte{7})};
+  t["model.embed_tokens.weight_scale"] = numbers(std::vector<float>(40, 0.0625f), {40, 1});
+  const std::string all = group(sequence, R"(["Linear", "Embedding"])");
+  CHECK_THROWS(load(write(t, config_of(all)), "reference"), ErrorCode::unsupported, "only the layers' matrices can");
+}
+
 TEST("quantized: configs that are refused") {
   const auto refused = [](const std::string& config, ErrorCode code, const char* part) {
     const std::string folder = write(quantised(), config);
@@ -293,7 +308,6 @@ TEST("quantized: configs that are refused") {
     return text.replace(at, std::strlen(from), to);
   };
   const ErrorCode unsupported = ErrorCode::unsupported, bad = ErrorCode::bad_file;
-  refused(config_of(group(with(kToken, "token", "tensor"))), unsupported, "per-tensor dynamic");
   refused(config_of(group(with(kFixed, "tensor", "token"))), bad, "\"token\" with dynamic false");
   refused(config_of(group(with(kToken, "token", "group"))), unsupported, "input_activations.strategy is \"group\"");
   refused(config_of(group(with(kToken, "true", "\"local\""))), unsupported, "dynamic is \"local\"");

@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "cpu/backend.h"
+#include "ops/int8.h"
 #include "ops/ops_data.h"
 
 namespace lapidary {
@@ -290,12 +291,21 @@ TEST("ops: int8 products are equal bits on every backend, weight-only ones are c
       for (int64_t out : {1, 31, 32, 70}) {
         Int8Weight w = int8_weight(out, in, static_cast<uint64_t>(out * 1000 + in));
         const Owned x = activations(DType::bf16, {tokens, in}, static_cast<uint64_t>(tokens));
-        for (ActScheme scheme : {ActScheme::token, ActScheme::fixed, ActScheme::none}) {
+        for (ActScheme scheme : {ActScheme::token, ActScheme::fixed, ActScheme::sequence, ActScheme::none}) {
           w.linear.activations = scheme;
           w.linear.input_scale = 0.02f;
           const double bound = scheme == ActScheme::none ? 1e-5 : 0;
           Owned want(DType::f32, {tokens, out}), got(DType::f32, {tokens, out});
           make_reference_backend()->linear(x.t, w.linear, want.t);
+          if (scheme == ActScheme::sequence) {  // a calibrated scale that happens to be that of all values
+            const std::vector<float> values = values_of(x.t);
+            Linear fixed = w.linear;
+            fixed.activations = ActScheme::fixed;
+            fixed.input_scale = int8_scale(absolute_max(values.data(), x.t.elements()));
+            Owned same(DType::f32, {tokens, out});
+            make_reference_backend()->linear(x.t, fixed, same.t);
+            CHECK(bits_of(same.t) == bits_of(want.t));
+          }
           for (NamedBackend& b : backends()) {
             b.backend->linear(x.t, w.linear, got.t);
             const double error = bound > 0 ? relative_error(values_of(got.t), values_of(want.t)) : bits_of(got.t) != bits_of(want.t);
