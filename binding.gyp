@@ -37,10 +37,13 @@
       }],
     ],
     "target_conditions": [
-      # A check at every access of a kernel takes the compiler minutes. Vectors are loaded unaligned on purpose, and ASan sees a null pointer too.
-      ["sanitize!='' and 'thread' not in sanitize and _target_name in 'lapidary_scalar lapidary_avx2 lapidary_avx512 lapidary_avx512vnni lapidary_avxvnni lapidary_avx512bf16 lapidary_amx'.split()", {
+      # Checks before every access of a kernel take the compiler minutes: vectors are loaded unaligned on purpose, and ASan sees a null pointer too.
+      ["'address' in sanitize and _target_name in 'lapidary_emulator lapidary_scalar lapidary_avx2 lapidary_avx512 lapidary_avx512vnni lapidary_avxvnni lapidary_avx512bf16 lapidary_amx'.split()", {
         "cflags_cc": ["-fno-sanitize=null,alignment,object-size,pointer-overflow,vptr"],
       }],
+      # Tests are compiled more often than they run. ASan watches what they call; TSan must see both sides of every atomic.
+      ["_target_name in 'lapidary_tests lapidary_fuzz lapidary_cuda_tests lapidary_gpu_tests'.split()", {"cflags_cc!": ["-O3"], "cflags_cc": ["-O1"]}],
+      ["'address' in sanitize and _target_name in 'lapidary_tests lapidary_fuzz lapidary_cuda_tests'.split()", {"cflags_cc!": ["-fsanitize=<(sanitize)"]}],
     ],
     "xcode_settings": {
       "CLANG_CXX_LANGUAGE_STANDARD": "c++20",
@@ -176,7 +179,11 @@
         {
           "target_name": "lapidary_tests",
           "type": "executable",
-          "sources": ["<!@(<(read_sources).tests.join(' ')\")"],
+          "conditions": [
+            # Under TSan only what runs threads against each other.
+            ["sanitize=='thread'", {"sources": ["<!@(<(read_sources).tests.filter((f) => /native.(main|base|runtime)/.test(f)).join(' ')\")"]},
+                                   {"sources": ["<!@(<(read_sources).tests.join(' ')\")"]}],
+          ],
           "dependencies": ["lapidary_core"],
           "include_dirs": ["test/native"],
           "defines": ["LAPIDARY_SOURCE_DIR=\"<(module_root_dir)\""],
@@ -202,7 +209,7 @@
         "include_dirs": ["test"],
         "defines": ["LAPIDARY_EMULATED"],
         "cflags_cc!": ["-O3"],
-        "cflags_cc": ["-O2"],
+        "conditions": [["sanitize==''", {"cflags_cc": ["-O2"]}]],
       }],
     }],
     ["cuda_tests==1", {

@@ -165,7 +165,7 @@ if (totals.failed === 0) {
   if (flags.has('--cmake')) {
     await section('addon by cmake-js', async () => {
       const { buildWithCMake } = await import('./build-cmake.mjs')
-      const { file, version } = await buildWithCMake()
+      const { file, version } = await buildWithCMake({ debug: true })
       process.stdout.write(`${path.relative(root, file)} loads, version ${version}\n`)
       record('cmake-js', 1, 0)
     })
