@@ -29,6 +29,8 @@ tokens agree, and both perplexities. Above --max-kl nothing is written and the e
     'calibration-window': { type: 'string', value: 'TOKENS', help: 'tokens of a calibration text read at once (default: 512, or less)' },
     embedding: { type: 'boolean', help: 'the embedding too; only lapidary reads such a model' },
     prefix: { type: 'string', value: 'FILE', help: "a cushion.safetensors to put before every text (default: the model's own)" },
+    'cushion-search': { type: 'boolean', help: 'find a cushion for the calibration text first, as "lapidary cushion search" does' },
+    'cushion-tune': { type: 'boolean', help: 'then train it, or that of --prefix, as "lapidary cushion tune" does' },
     'no-prefix': { type: 'boolean', help: "leave the model's own cushion out" },
     verify: { type: 'boolean', help: 'compare with the original first' },
     'max-kl': { type: 'string', value: 'NATS', help: `most mean KL that --verify lets pass (default: ${defaultMaxKl})` },
@@ -71,6 +73,7 @@ function quantizeOptions(args: Arguments): QuantizeOptions {
       window: args.number('calibration-window'),
       embedding: args.has('embedding') || undefined,
       prefix: args.has('no-prefix') ? null : args.text('prefix'),
+      cushion: args.has('cushion-search') || args.has('cushion-tune') ? { search: args.has('cushion-search'), tune: args.has('cushion-tune') } : undefined,
     }),
   }
 }

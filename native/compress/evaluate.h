@@ -18,11 +18,12 @@ struct Subject {
   Precision precision = Precision::f32;
   const Cushion* cushion = nullptr;
   TurnLock* turns = nullptr;
-  int threads = 1;  // for what is computed beside the backend
+  int threads = 1;            // for what is computed beside the backend
+  std::optional<DType> kv{};  // of the cache; empty: the precision's
 
   // What a text begins with: BOS or nothing.
   std::vector<int32_t> opening() const;
-  TextPassOptions pass_options(int64_t chunk) const { return {precision, chunk, cushion, turns}; }
+  TextPassOptions pass_options(int64_t chunk) const { return {precision, chunk, cushion, turns, kv}; }
 };
 
 struct EvaluationWatch {

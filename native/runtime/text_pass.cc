@@ -23,7 +23,7 @@ TextPass::TextPass(Backend& backend, const ModelWeights& weights, const TextPass
       weights_(weights),
       options_(options),
       scratch_(backend, weights.config, options.precision, options.chunk, logit_rows(weights.config, options.chunk)),
-      pool_(backend, weights.config, options.precision == Precision::f32 ? DType::f32 : DType::bf16, 0) {
+      pool_(backend, weights.config, options.kv.value_or(kv_dtype(options.precision)), 0) {
   use_cushion(options.cushion);
 }
 
@@ -103,7 +103,8 @@ void TextPass::step(std::span<const int32_t> ids, int64_t first, const StepWatch
 
 Cushion TextPass::to_cushion(CushionWindow window) const {
   const ModelConfig& config = weights_.config;
-  expect(cache_ && !scratch_.cushion && options_.precision == Precision::f32, ErrorCode::internal, "to_cushion: no plain f32 text was run");
+  expect(cache_ && !scratch_.cushion && options_.precision == Precision::f32 && pool_.dtype() == DType::f32, ErrorCode::internal,
+         "to_cushion: no plain f32 text was run");
   const auto tokens = static_cast<int64_t>(ids_.size());
   for (const LayerConfig& layer : config.layers)
     expect(tokens <= layer.window, ErrorCode::invalid_argument, "a cushion of ", tokens, " tokens is longer than the window of ",
@@ -112,7 +113,7 @@ Cushion TextPass::to_cushion(CushionWindow window) const {
   const int64_t half = config.head_dim / 2;
   for (int64_t l = 0; l < config.num_layers; ++l) {
     const Tensor &k = cushion.k[static_cast<size_t>(l)], &v = cushion.v[static_cast<size_t>(l)];
-    cache_->export_layer(l, k.data, v.data);
+    cache_->export_layer(l, {k.data, v.data});
     const std::vector<float>& inv_freq = scratch_.inv_freq[static_cast<size_t>(config.layers[static_cast<size_t>(l)].rope)];
     for (int64_t t = 0; t < tokens; ++t) {
       for (int64_t j = 0; j < half; ++j) {

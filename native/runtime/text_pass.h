@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "model/forward.h"
@@ -18,6 +19,7 @@ struct TextPassOptions {
   int64_t chunk = 512;               // tokens of a step at most
   const Cushion* cushion = nullptr;  // stands before every text; the weights' own is not looked at
   TurnLock* turns = nullptr;         // of a backend that an engine uses too: taken for a chunk at a time
+  std::optional<DType> kv{};         // of cached keys and values; empty: the precision's
 };
 
 // Called for rows [first, first + logits.shape[0]) of the text, in order; logits: f32 [rows, vocab] on the host, valid during the call. No
@@ -51,7 +53,7 @@ class TextPass {
   void use_cushion(const Cushion* cushion);
 
   // The keys before RoPE and the values that the last text left in the cache, as a cushion of its tokens: a hard prompt turned into one.
-  // The text must have been run with no cushion in f32 and be no longer than the shortest window.
+  // The text must have been run with no cushion in f32, cache included, and be no longer than the shortest window.
   Cushion to_cushion(CushionWindow window) const;
 
  private:
