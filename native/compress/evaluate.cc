@@ -16,7 +16,7 @@ namespace lapidary {
 namespace {
 
 constexpr int64_t kChunk = 512;
-constexpr int64_t kHeldBytes = int64_t{256} << 20;  // of the reference's logits
+constexpr int64_t kHeldBytes = int64_t{64} << 20;  // of the reference's logits
 
 std::vector<int64_t> lengths_of(std::span<const TextIds> texts) {
   std::vector<int64_t> lengths;

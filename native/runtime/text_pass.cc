@@ -67,17 +67,20 @@ void TextPass::append(std::span<const int32_t> ids, const LogitsSink& sink, cons
     for (int64_t at = std::max<int64_t>(wanted - first, 0); sink && at < count; at += scratch_.max_logit_rows) {
       rows.resize(static_cast<size_t>(std::min(scratch_.max_logit_rows, count - at)));
       std::iota(rows.begin(), rows.end(), static_cast<int32_t>(at));
-      const Tensor on_device = [&] {
-        const TurnLock::Hold turn(options_.turns);
-        check_open();
-        const Tensor logits = step_logits(backend_, weights_, rows, scratch_);
-        host_logits_.resize(static_cast<size_t>(logits.elements()));
-        backend_.download(host_logits_.data(), logits);
-        return logits;
-      }();
-      sink(first + at, Tensor(host_logits_.data(), DType::f32, {on_device.shape[0], on_device.shape[1]}));
+      sink(first + at, host_logits(rows));
     }
   }
+}
+
+// The scratch is this pass's own: where it lies on the host, nothing is copied.
+Tensor TextPass::host_logits(std::span<const int32_t> rows) {
+  const TurnLock::Hold turn(options_.turns);
+  check_open();
+  const Tensor logits = step_logits(backend_, weights_, rows, scratch_);
+  if (logits.device == Device::host) return logits;
+  host_logits_.resize(static_cast<size_t>(logits.elements()));
+  backend_.download(host_logits_.data(), logits);
+  return Tensor(host_logits_.data(), DType::f32, {logits.shape[0], logits.shape[1]});
 }
 
 void TextPass::check_open() const { expect(!options_.turns || !options_.turns->ending(), ErrorCode::disposed, "the model is closed"); }

@@ -64,11 +64,12 @@ class TextPass {
   PagePool pool_;
   void check_open() const;  // in a turn
   void step(std::span<const int32_t> ids, int64_t first, const StepWatch& watch);
+  Tensor host_logits(std::span<const int32_t> rows);
 
   std::unique_ptr<KvCache> cache_, marked_;
   std::vector<int32_t> ids_;  // of the last text
   size_t marked_tokens_ = 0;
-  std::vector<float> host_logits_;
+  std::vector<float> host_logits_;  // of a device's
 };
 
 }  // namespace lapidary
