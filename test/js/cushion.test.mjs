@@ -106,3 +106,18 @@ test('lapidary cushion tune and show', async (t) => {
   assert.match(shown.stdout, /pinned.*<bos>/)
   assert.equal((await program(['cushion', 'look', tiny])).code, 2)
 })
+
+test('lapidary quantize trains the cushion that it calibrates with', async (t) => {
+  const folder = temporaryFolder(t), first = path.join(folder, 'a.safetensors'), text = path.join(folder, 'text.txt'), out = path.join(folder, 'out')
+  await (await search({})).save(first)
+  fs.writeFileSync(text, texts[0])
+  const flags = ['quantize', tiny, '--out', out, '--activations', 'static', '--calibration', text, '--device', 'cpu']
+  const { code, stdout, stderr } = await program([...flags, '--prefix', first, '--cushion-tune', '--cushion-steps', '1', '--cushion-text-tokens', '48', '--cushion-held-out', '2'])
+  assert.equal(code, 0, stderr)
+  assert.match(stdout, /cushion trained: cross-entropy through int8 inputs \d+\.\d+ -> \d+\.\d+ nats\n/)
+  assert.ok(fs.existsSync(path.join(out, 'cushion.safetensors')))
+  for (const more of [['--cushion-steps', '1'], ['--cushion-tune', '--cushion-tau', '0.3'], ['--cushion-state', 'x']]) {
+    assert.equal((await program([...flags, ...more])).code, 2, more.join(' '))
+  }
+  assert.match((await program([...flags, '--cushion-search', '--prefix', first])).stderr, /leave one of them out/)
+})
