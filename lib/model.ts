@@ -149,7 +149,7 @@ export class Model {
     const { weights, activations, embedding, smooth } = complete
     const report = {
       scheme: activations === 'none' ? 'w8' : 'w8a8', weights, activations, embedding, smooth: smooth < 0 ? null : smooth, ...native.report,
-      cushionReport: made && made.report,
+      cushionReport: made?.report ?? null,
       seconds: (performance.now() - began) / 1000,
     } as QuantizeReport
     const result = new Quantized(native, report, { ...loading, weights: 'as-is' }, (made) => new Model(made, this.#origin))
