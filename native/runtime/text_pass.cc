@@ -60,23 +60,24 @@ void TextPass::append(std::span<const int32_t> ids, const LogitsSink& sink, cons
   for (int32_t id : ids)
     expect(id >= 0 && id < config.vocab, ErrorCode::invalid_argument, "token id ", id, " is outside the vocabulary of ", config.vocab);
   ids_.insert(ids_.end(), ids.begin(), ids.end());
-  std::vector<int32_t> rows;
   for (int64_t first = begun; first < tokens; first += options_.chunk) {
     const int64_t count = std::min(options_.chunk, tokens - first);
     step(ids.subspan(static_cast<size_t>(first - begun), static_cast<size_t>(count)), first, watch);
     for (int64_t at = std::max<int64_t>(wanted - first, 0); sink && at < count; at += scratch_.max_logit_rows) {
-      rows.resize(static_cast<size_t>(std::min(scratch_.max_logit_rows, count - at)));
-      std::iota(rows.begin(), rows.end(), static_cast<int32_t>(at));
-      sink(first + at, host_logits(rows));
+      sink(first + at, logits(first + at, std::min(scratch_.max_logit_rows, count - at)));
     }
   }
 }
 
 // The scratch is this pass's own: where it lies on the host, nothing is copied.
-Tensor TextPass::host_logits(std::span<const int32_t> rows) {
+Tensor TextPass::logits(int64_t first, int64_t rows) {
+  expect(first >= step_first_ && first + rows <= length() && rows <= max_logit_rows(), ErrorCode::internal, "logits of rows ", first,
+         " to ", first + rows, ": the last step has ", step_first_, " to ", length(), ", and ", max_logit_rows(), " are given at once");
   const TurnLock::Hold turn(options_.turns);
   check_open();
-  const Tensor logits = step_logits(backend_, weights_, rows, scratch_);
+  std::vector<int32_t> in_step(static_cast<size_t>(rows));
+  std::iota(in_step.begin(), in_step.end(), static_cast<int32_t>(first - step_first_));
+  const Tensor logits = step_logits(backend_, weights_, in_step, scratch_);
   if (logits.device == Device::host) return logits;
   host_logits_.resize(static_cast<size_t>(logits.elements()));
   backend_.download(host_logits_.data(), logits);
@@ -102,6 +103,7 @@ void TextPass::step(std::span<const int32_t> ids, int64_t first, const StepWatch
     throw;
   }
   cache_->advance(count);
+  step_first_ = first;
 }
 
 Cushion TextPass::to_cushion(CushionWindow window) const {

@@ -43,6 +43,10 @@ class TextPass {
   // these are is closing.
   void begin();
   void append(std::span<const int32_t> ids, const LogitsSink& sink, const StepWatch& watch = {}, int64_t wanted = 0);
+  // The logits of rows of the last step, at most max_logit_rows(), counted from the beginning of the text: f32 on the host, valid until
+  // this pass is used again. For who appended without a sink.
+  Tensor logits(int64_t first, int64_t rows);
+  int64_t max_logit_rows() const { return scratch_.max_logit_rows; }
   int64_t length() const { return static_cast<int64_t>(ids_.size()); }
 
   // Remembers the text as it stands; back() returns to it, as often as wanted. A new text forgets it.
@@ -64,11 +68,11 @@ class TextPass {
   PagePool pool_;
   void check_open() const;  // in a turn
   void step(std::span<const int32_t> ids, int64_t first, const StepWatch& watch);
-  Tensor host_logits(std::span<const int32_t> rows);
 
   std::unique_ptr<KvCache> cache_, marked_;
   std::vector<int32_t> ids_;  // of the last text
   size_t marked_tokens_ = 0;
+  int64_t step_first_ = 0;          // of the scratch's last step
   std::vector<float> host_logits_;  // of a device's
 };
 
