@@ -66,6 +66,10 @@ Attention::Parts Attention::split(std::span<const AttentionSpan> spans, const At
 }
 
 AttentionCommon Attention::common(std::span<const AttentionSequence> sequences, const AttentionShape& shape, KvType type) {
+  expect(
+      !shape.extras || !shape.extras->prefix_in_window, ErrorCode::unsupported,
+      "the cuda backend keeps a cushion visible in every layer: one with window 'native' leaves local windows. Load the model with device "
+      "'cpu', or make the cushion with window 'pinned'");
   AttentionCommon c = {};
   c.num_heads = small(shape.num_heads);
   c.num_kv_heads = small(shape.num_kv_heads);

@@ -232,12 +232,12 @@ export class Cushion {
   readonly native: NativeCushion
 
   /** @internal */
-  constructor(native: NativeCushion) {
+  constructor(native: NativeCushion, before: CushionReport = {}) {
     this.native = native
     this.tokens = native.tokens
     this.window = native.window as 'pinned' | 'native'
     this.fingerprint = native.fingerprint
-    this.report = JSON.parse(native.report) as CushionReport
+    this.report = { ...before, ...(JSON.parse(native.report) as CushionReport) }
   }
 
   /** Writes the file that `quantize` takes as `prefix`. */

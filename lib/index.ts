@@ -18,7 +18,7 @@ export type {
 export type {
   Cushion, CushionHeldOut, CushionReport, CushionSearchOptions, CushionSearchStep, CushionTuneOptions, CushionWatch, ScreenStage,
 } from './cushion.js'
-export type { QuantizeOptions, QuantizeProgress, QuantizeReport, QuantizeWatch, Quantized, SiteScale } from './quantize.js'
+export type { QuantizeCushion, QuantizeOptions, QuantizeProgress, QuantizeReport, QuantizeWatch, Quantized, SiteScale } from './quantize.js'
 export type { Progress } from './work.js'
 export type { DecodeOptions, EncodeOptions, TextDecoderStream, Tokenizer } from './tokenizer.js'
 export type { Run } from './run.js'

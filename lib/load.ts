@@ -19,13 +19,18 @@ export interface LoadProgress {
 export interface MemoryOptions {
   /** `'auto'` takes the graphics device when it is usable, else the processor; `'reference'` is slow, plain f32. Default 'auto'. */
   device?: DeviceChoice
-  /** Of activations at matrix products and of the cache: 'bf16' is half the memory and faster, 'f32' exact. Default 'bf16', which Gemma was made for. */
+  /** Of activations at matrix products, and of the cache where `kvCache` does not say otherwise: 'bf16' is half the memory and faster, 'f32' exact. Default 'bf16', which Gemma was made for. */
   precision?: 'f32' | 'bf16'
   /**
    * 'as-is' computes on what the file holds; 'bf16' rounds wider and block weights to bf16; 'int8' quantises every matrix at load, with a scale per
    * output channel, and its inputs per token: a quarter of f32's memory, exact integer sums. Default 'as-is'.
    */
   weights?: 'as-is' | 'bf16' | 'int8'
+  /**
+   * Of cached keys and values. 'int8', a scale per position and head, is half of 'bf16' and costs little; what a cushion holds is never rounded to it.
+   * Default: as `precision`.
+   */
+  kvCache?: 'f32' | 'bf16' | 'int8'
   /** Most tokens of one sequence. Default: what the model was made for; memory is taken as a sequence grows. */
   contextTokens?: number
   /** Most prompt tokens of one sequence in one step: more is faster, less lets others step sooner. Results do not change. Default 256. */
@@ -80,6 +85,7 @@ const memoryReaders = {
   device: choice('reference', 'cpu', 'cuda', 'auto'),
   precision: choice('f32', 'bf16'),
   weights: choice('as-is', 'bf16', 'int8'),
+  kvCache: choice('f32', 'bf16', 'int8'),
   contextTokens: integer(1),
   prefillChunk: integer(1, 1 << 20),
   maxBatchTokens: integer(1, 1 << 20),
@@ -108,6 +114,7 @@ function completeOptions(owner: string, read: ReadLoad): NativeLoadOptions {
     device: resolveDevice(read.device ?? 'auto'),
     precision: read.precision ?? 'bf16',
     weights: read.weights ?? 'as-is',
+    kvCache: read.kvCache ?? '',
     threads: read.threads ?? 0,
     contextTokens: read.contextTokens ?? 0,
     prefillChunk,

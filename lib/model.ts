@@ -10,8 +10,8 @@ import { Chat, type ChatOptions, type RestoreOptions, restoreChat } from './conv
 import { type GenerateOptions, type GenerateResult, readGeneration } from './generation.js'
 import type { ModelInfo } from './info.js'
 import type { NativeLoadOptions, NativeModel } from './native.js'
-import { describe, readOptions, signal, string, tokenIds } from './options.js'
-import { type QuantizeOptions, type QuantizeReport, Quantized, completeQuantize, phase, quantizeReaders, readCalibration } from './quantize.js'
+import { type ReadOptions, describe, readOptions, signal, string, tokenIds } from './options.js'
+import { type CushionPlan, type QuantizeOptions, type QuantizeReport, Quantized, completeQuantize, phase, quantizeReaders, readCalibration } from './quantize.js'
 import {
   Cushion, type CushionSearchOptions, type CushionTuneOptions, completeSearch, completeTune, searchReaders, tuneReaders,
 } from './cushion.js'
@@ -143,15 +143,34 @@ export class Model {
     const wanted = complete.activations === 'static' || complete.smooth >= 0
     const texts = wanted ? await this.#textIds('quantize', await readCalibration(read.calibration!)) : []
     const began = performance.now()
+    const made = read.cushion ? await this.#makeCushion(site, read, read.cushion) : null
+    if (made) complete.cushion = made.tokens.length > 0 ? made.native : false
     const native = await watched(site, phase('calibration', read), (tell) => this.#open().quantize(path, texts, complete, tell))
     const { weights, activations, embedding, smooth } = complete
     const report = {
       scheme: activations === 'none' ? 'w8' : 'w8a8', weights, activations, embedding, smooth: smooth < 0 ? null : smooth, ...native.report,
+      cushionReport: made?.report ?? null,
       seconds: (performance.now() - began) / 1000,
     } as QuantizeReport
     const result = new Quantized(native, report, { ...loading, weights: 'as-is' }, (made) => new Model(made, this.#origin))
     if (read.load !== false) await result.loadAt(site, read)
     return result
+  }
+
+  /** What `cushion` of quantize asks for; its report has both parts. Without tokens when the search found none. */
+  async #makeCushion(site: CallSite, read: ReadOptions<typeof quantizeReaders>, { search, tune }: CushionPlan): Promise<Cushion> {
+    const { path } = this.#origin
+    const textsOf = async (own: CushionPlan['tune']): Promise<Int32Array[]> => this.#textIds('quantize', await readCalibration(own?.texts ?? read.calibration!))
+    let cushion: Cushion | null = null
+    if (search) {
+      const texts = await textsOf(search), options = completeSearch(search, this.info, path)
+      cushion = new Cushion(await watched(site, phase('search', read), (tell) => this.#open().searchCushion(texts, options, tell)))
+      if (!tune || cushion.tokens.length === 0) return cushion
+    }
+    const from: Cushion = cushion ?? (read.prefix instanceof Cushion ? read.prefix : await this.readCushion(read.prefix as string))
+    const texts = await textsOf(tune), options = completeTune(tune!, this.info, from.tokens.length, path)
+    const tuned = await watched(site, phase('tuning', read), (tell) => this.#open().tuneCushion(path, from.native, texts, options, tell))
+    return new Cushion(tuned, from.report)
   }
 
   /** The tokens of a cushion that makes these texts err least under one int8 scale per place: hours for a large model, so see `state`. */

@@ -34,6 +34,8 @@ export interface NativeLoadOptions {
   precision: string
   /** 'as-is' | 'bf16' | 'int8' */
   weights: string
+  /** 'f32' | 'bf16' | 'int8', or '' for what the precision says */
+  kvCache: string
   threads: number
   /** 0 = the model's own. */
   contextTokens: number
@@ -212,7 +214,7 @@ export interface NativeSiteStatistics {
 export interface NativeQuantizeOptions {
   /** 'channel' | 'tensor' */
   weights: string
-  /** 'token' | 'static' | 'none' */
+  /** 'token' | 'tensor' | 'static' | 'none' */
   activations: string
   /** 'absmax' | 'percentile' | 'mse' */
   clip: string
@@ -221,8 +223,8 @@ export interface NativeQuantizeOptions {
   embedding: boolean
   window: number
   threads: number
-  /** A file, token ids, true: the model's own; false: none. */
-  cushion: string | Int32Array | boolean
+  /** A cushion, its file, token ids, true: the model's own; false: none. */
+  cushion: string | Int32Array | NativeCushion | boolean
 }
 
 export interface NativeQuantized {

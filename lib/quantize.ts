@@ -1,17 +1,18 @@
 /** Making a model smaller: int8 weights, int8 inputs. What is read and decided is native; here options become complete and results readable. */
 
 import { readFile } from 'node:fs/promises'
+import { Cushion, type CushionReport, type CushionSearchOptions, type CushionTuneOptions, searchReaders, tuneReaders } from './cushion.js'
 import { type CallSite, callSite, invalid } from './errors.js'
 import type { EvaluationText } from './evaluation.js'
 import type { Model } from './model.js'
 import type { NativeLoadOptions, NativeModel, NativeQuantizeOptions, NativeQuantized } from './native.js'
-import { type Reader, type ReadOptions, boolean, callback, choice, describe, integer, number, readOptions, signal, string, tokenIds } from './options.js'
+import { type Reader, type Readers, type ReadOptions, boolean, callback, choice, describe, integer, number, readOptions, signal, string, tokenIds } from './options.js'
 import { disposed } from './run.js'
 import { watched } from './work.js'
 
 export interface QuantizeProgress {
-  /** 'calibration': tokens read; 'loading' and 'saving': bytes of the original. */
-  readonly phase: 'calibration' | 'loading' | 'saving'
+  /** 'search': work of the cushion's next token; 'tuning': steps; 'calibration': tokens read; 'loading' and 'saving': bytes of the original. */
+  readonly phase: 'search' | 'tuning' | 'calibration' | 'loading' | 'saving'
   readonly done: number
   readonly total: number
   /** Done per second, on the average of this phase; 0 at its beginning. */
@@ -25,6 +26,13 @@ export interface QuantizeWatch {
   onProgress?: (progress: QuantizeProgress) => void
   /** Ends the work within one layer, leaving nothing; the promise rejects with the signal's reason. */
   signal?: AbortSignal
+}
+
+export interface QuantizeCushion {
+  /** As `searchCushion`; `true`: as it does by default. `texts` default to the calibration. Without a search, tuning begins with `prefix`. */
+  search?: boolean | Partial<Omit<CushionSearchOptions, keyof QuantizeWatch>>
+  /** As `tuneCushion`, which follows a search; the model must be on the processor. */
+  tune?: boolean | Partial<Omit<CushionTuneOptions, keyof QuantizeWatch>>
 }
 
 export interface QuantizeOptions extends QuantizeWatch {
@@ -50,8 +58,10 @@ export interface QuantizeOptions extends QuantizeWatch {
   window?: number
   /** The embedding too, and a head tied to it; no other program than this one reads such a checkpoint. Default false. */
   embedding?: boolean
-  /** What stands before every text from now on: a cushion's file, token ids to compute one from, or null for none. Default: the model's own. */
-  prefix?: string | readonly number[] | Int32Array | null
+  /** What stands before every text from now on: a cushion or its file, token ids to compute one from, or null for none. Default: the model's own. */
+  prefix?: Cushion | string | readonly number[] | Int32Array | null
+  /** Makes what stands before every text, before anything is calibrated. Instead of `prefix`, unless that is where a tuning begins. */
+  cushion?: QuantizeCushion
   /** Load the result too. Default true. */
   load?: boolean
 }
@@ -80,15 +90,36 @@ export interface QuantizeReport {
   readonly calibrationTokens: number
   /** The fingerprint of the cushion that belongs to the result, or null. */
   readonly cushion: string | null
+  /** Of the search and the tuning that this call made; null: it made none. A search that finds nothing that helps leaves `cushion` null. */
+  readonly cushionReport: CushionReport | null
   /** Of static activations, layer by layer; else empty. */
   readonly sites: readonly SiteScale[]
-  /** Of the calibration. */
+  /** Of everything but loading. */
   readonly seconds: number
 }
 
-const prefix: Reader<string | readonly number[] | Int32Array | null> = (value, name) => {
-  if (value === null || typeof value === 'string' || Array.isArray(value) || value instanceof Int32Array) return value
-  throw invalid(`${name} must be the path of a cushion, token ids or null, received ${describe(value)}`)
+const prefix: Reader<Cushion | string | readonly number[] | Int32Array | null> = (value, name) => {
+  if (value === null || typeof value === 'string' || Array.isArray(value) || value instanceof Int32Array || value instanceof Cushion) return value
+  throw invalid(`${name} must be a cushion or the path of one, token ids or null, received ${describe(value)}`)
+}
+
+/** The part's own options, checked; `false` is as good as absent. */
+function part<R extends typeof searchReaders | typeof tuneReaders>(readers: R): Reader<ReadOptions<R> | null> {
+  const { onProgress: _, signal: __, ...own } = readers
+  return (value, name) => (value === false ? null : readOptions(name, value === true ? {} : value, own as Readers) as ReadOptions<R>)
+}
+
+const cushionReaders = { search: part(searchReaders), tune: part(tuneReaders) }
+
+export interface CushionPlan {
+  readonly search: ReadOptions<typeof searchReaders> | null
+  readonly tune: ReadOptions<typeof tuneReaders> | null
+}
+
+const cushion: Reader<CushionPlan> = (value, name) => {
+  const { search = null, tune = null } = readOptions(name, value, cushionReaders)
+  if (!search && !tune) throw invalid(`${name}: search or tune is needed`)
+  return { search, tune }
 }
 
 const calibration: Reader<readonly EvaluationText[] | string> = (value, name) => {
@@ -97,10 +128,11 @@ const calibration: Reader<readonly EvaluationText[] | string> = (value, name) =>
 }
 
 type ReadersOf<T> = { [K in keyof T]-?: Reader<Exclude<T[K], undefined>> }
+type QuantizeReaders = ReadersOf<Omit<QuantizeOptions, 'cushion'>> & { cushion: Reader<CushionPlan> }
 
 export const watchReaders: ReadersOf<QuantizeWatch> = { onProgress: callback<NonNullable<QuantizeWatch['onProgress']>>(), signal }
 
-export const quantizeReaders: ReadersOf<QuantizeOptions> = {
+export const quantizeReaders: QuantizeReaders = {
   ...watchReaders,
   scheme: choice('w8a8', 'w8'),
   weights: choice('channel', 'tensor'),
@@ -111,6 +143,7 @@ export const quantizeReaders: ReadersOf<QuantizeOptions> = {
   window: integer(1),
   embedding: boolean,
   prefix,
+  cushion,
   load: boolean,
 }
 
@@ -124,7 +157,13 @@ export function completeQuantize(read: ReadOptions<typeof quantizeReaders>, voca
     throw invalid(`quantize: ${inputs === 'static' ? "activations 'static'" : 'smooth'} needs calibration texts`)
   }
   if (read.clip !== undefined && inputs !== 'static') throw invalid("quantize: clip is for activations 'static' alone")
-  const before = read.prefix === undefined ? true : read.prefix === null ? false : read.prefix
+  if (read.cushion?.search && read.prefix !== undefined) throw invalid('quantize: cushion.search finds what prefix would give; leave one of them out')
+  const tuned = read.cushion && !read.cushion.search
+  if (tuned && !(typeof read.prefix === 'string' || read.prefix instanceof Cushion)) throw invalid('quantize: cushion.tune without a search needs a cushion to begin with, as prefix')
+  for (const [name, step] of Object.entries(read.cushion ?? {})) {
+    if (step && (step.texts ?? read.calibration) === undefined) throw invalid(`quantize: cushion.${name} needs texts, or calibration texts`)
+  }
+  const before = read.prefix === undefined ? true : read.prefix === null ? false : read.prefix instanceof Cushion ? read.prefix.native : read.prefix
   return {
     weights: read.weights ?? 'channel',
     activations: inputs,
@@ -133,7 +172,7 @@ export function completeQuantize(read: ReadOptions<typeof quantizeReaders>, voca
     embedding: read.embedding ?? false,
     window: read.window ?? window,
     threads,
-    cushion: typeof before === 'boolean' || typeof before === 'string' ? before : tokenIds(before, 'quantize: prefix', vocab),
+    cushion: Array.isArray(before) || before instanceof Int32Array ? tokenIds(before, 'quantize: prefix', vocab) : (before as NativeQuantizeOptions['cushion']),
   }
 }
 
@@ -156,14 +195,16 @@ export async function readCalibration(given: readonly EvaluationText[] | string)
   })
 }
 
-/** Progress of one phase, with its rate. */
+/** Progress of one phase, with its rate; a phase of several rounds begins anew with each. */
 export function phase(name: QuantizeProgress['phase'], watch: QuantizeWatch): { signal?: AbortSignal; onProgress?: (progress: { done: number; total: number }) => void } {
   const { onProgress, ...rest } = watch
   if (!onProgress) return rest
-  const began = performance.now()
+  let began = performance.now(), last = 0
   return {
     ...rest,
     onProgress: ({ done, total }) => {
+      if (done < last) began = performance.now()
+      last = done
       const seconds = (performance.now() - began) / 1000
       const rate = seconds > 0 ? done / seconds : 0
       onProgress({ phase: name, done, total, rate, secondsLeft: done >= total ? 0 : rate > 0 ? (total - done) / rate : Infinity })

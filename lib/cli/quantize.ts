@@ -29,6 +29,14 @@ tokens agree, and both perplexities. Above --max-kl nothing is written and the e
     'calibration-window': { type: 'string', value: 'TOKENS', help: 'tokens of a calibration text read at once (default: 512, or less)' },
     embedding: { type: 'boolean', help: 'the embedding too; only lapidary reads such a model' },
     prefix: { type: 'string', value: 'FILE', help: "a cushion.safetensors to put before every text (default: the model's own)" },
+    'cushion-search': { type: 'boolean', help: 'find a cushion for the calibration text first, as "lapidary cushion search" does' },
+    'cushion-tune': { type: 'boolean', help: 'then train it, or that of --prefix, as "lapidary cushion tune" does' },
+    'cushion-max-tokens': { type: 'string', value: 'N', help: 'of the search: most tokens (default: 8)' },
+    'cushion-tau': { type: 'string', value: 'X', help: 'of the search: the share that the error must fall to (default: 0.5)' },
+    'cushion-steps': { type: 'string', value: 'N', help: 'of the tuning (default: 160)' },
+    'cushion-text-tokens': { type: 'string', value: 'N', help: 'of both: tokens of a text (default: 512, or less)' },
+    'cushion-held-out': { type: 'string', value: 'N', help: 'of both: texts kept for measuring (default: 8)' },
+    'cushion-state': { type: 'string', value: 'FILE', help: 'an interrupted search goes on from there, tuning from FILE.tuning' },
     'no-prefix': { type: 'boolean', help: "leave the model's own cushion out" },
     verify: { type: 'boolean', help: 'compare with the original first' },
     'max-kl': { type: 'string', value: 'NATS', help: `most mean KL that --verify lets pass (default: ${defaultMaxKl})` },
@@ -71,8 +79,22 @@ function quantizeOptions(args: Arguments): QuantizeOptions {
       window: args.number('calibration-window'),
       embedding: args.has('embedding') || undefined,
       prefix: args.has('no-prefix') ? null : args.text('prefix'),
+      cushion: cushionOptions(args),
     }),
   }
+}
+
+function cushionOptions(args: Arguments): QuantizeOptions['cushion'] {
+  const search = args.has('cushion-search'), tune = args.has('cushion-tune'), state = args.text('cushion-state')
+  const of = (name: string): number | undefined => args.number(`cushion-${name}`)
+  const both = present({ textTokens: of('text-tokens'), heldOut: of('held-out') })
+  const own = { search: present({ maxTokens: of('max-tokens'), tau: of('tau'), state }), tune: present({ steps: of('steps'), state: state && `${state}.tuning` }) }
+  const count = (options: object): number => Object.keys(options).length
+  if (!search && count(own.search) > count(present({ state }))) throw new UsageError('--cushion-max-tokens and --cushion-tau go with --cushion-search')
+  if (!tune && count(own.tune) > count(present({ state }))) throw new UsageError('--cushion-steps goes with --cushion-tune')
+  if (search || tune) return { search: search && { ...both, ...own.search }, tune: tune && { ...both, ...own.tune } }
+  if (count(both) > 0 || state !== undefined) throw new UsageError('--cushion-text-tokens, --cushion-held-out and --cushion-state go with --cushion-search or --cushion-tune')
+  return undefined
 }
 
 function watch(): { signal: AbortSignal; onProgress: (progress: QuantizeProgress) => void } {
@@ -111,6 +133,9 @@ async function verify(args: Arguments, original: Model, quantized: Quantized, te
 
 function describeResult(out: string, { report }: Quantized, divergence: DivergenceByPosition | null, refused: boolean, maxKl: number): string {
   const lines = [`${report.scheme}: weights per ${report.weights}, inputs ${report.activations === 'none' ? 'as they are' : report.activations}${report.smooth === null ? '' : `, smoothed by ${report.smooth}`}${report.cushion === null ? '' : `, cushion ${report.cushion}`}`]
+  const { search, tuning } = report.cushionReport ?? {}
+  if (search) lines.push(search.tokens.length > 0 ? `cushion found: ${search.tokens.join(', ')}` : 'no cushion lowers the error enough: none is used')
+  if (tuning) lines.push(`cushion trained: cross-entropy through int8 inputs ${tuning.start.quantised.toFixed(4)} -> ${tuning.best.quantised.toFixed(4)} nats`)
   if (report.calibrationTokens > 0) lines.push(`calibrated on ${report.calibrationTokens} tokens in ${report.seconds.toFixed(1)} s`)
   if (divergence) {
     const { tokens, meanKl, p99Kl, agreement, referencePerplexity, perplexity } = divergence

@@ -49,7 +49,7 @@ export function stageProgress(): (stage: Stage) => void {
   if (!process.stderr.isTTY) return () => {}
   return ({ phase, done, total, rate, secondsLeft }) => {
     const percent = Math.floor((100 * done) / Math.max(1, total))
-    const speed = phase === 'loading' || phase === 'saving' ? `${bytes(rate)}/s` : `${rate.toFixed(0)} tokens/s`
+    const speed = phase === 'loading' || phase === 'saving' ? `${bytes(rate)}/s` : phase === 'tuning' ? `${rate.toFixed(2)} steps/s` : `${rate.toFixed(0)} tokens/s`
     const left = Number.isFinite(secondsLeft) ? `, ${Math.ceil(secondsLeft)} s left` : ''
     process.stderr.write(`\r\x1b[K${done >= total ? '' : dim(`${phase} ${percent} %, ${speed}${left}`)}`)
   }

@@ -203,6 +203,10 @@ LoadOptions to_load_options(Napi::Value value) {
   expect(precision == "f32" || precision == "bf16", ErrorCode::invalid_argument, "options.precision: expected 'f32' or 'bf16', got '",
          precision, "'");
   out.engine.precision = precision == "f32" ? Precision::f32 : Precision::bf16;
+  const std::string kv = fields.text("kvCache");
+  expect(kv.empty() || kv == "f32" || kv == "bf16" || kv == "int8", ErrorCode::invalid_argument,
+         "options.kvCache: expected 'f32', 'bf16', 'int8' or '', got '", kv, "'");
+  if (!kv.empty()) out.engine.kv = kv == "f32" ? DType::f32 : kv == "bf16" ? DType::bf16 : DType::i8;
   const std::string weights = fields.text("weights");
   expect(weights == "as-is" || weights == "bf16" || weights == "int8", ErrorCode::invalid_argument,
          "options.weights: expected 'as-is', 'bf16' or 'int8', got '", weights, "'");

@@ -113,12 +113,12 @@ class EvaluationJob final : public Listener, public Closable, public std::enable
 }  // namespace
 
 Subject SharedSubject::subject() const {
-  return {*share.backend, *share.weights, precision, share.weights->cushion.get(), share.turns.get(), physical_cores()};
+  return {*share.backend, *share.weights, precision, share.weights->cushion.get(), share.turns.get(), physical_cores(), kv};
 }
 
 SharedSubject share_subject(const ModelState& model) {
   const std::shared_ptr<Engine> engine = model.engine();
-  return {engine->share(), engine->options().precision};
+  return {engine->share(), engine->options().precision, *engine->options().kv};
 }
 
 Napi::Object start_evaluation(Napi::Env env, std::vector<std::shared_ptr<ModelState>> models, Napi::Value on_progress,

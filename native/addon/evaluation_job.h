@@ -17,6 +17,7 @@ using Convert = std::function<napi_value(Napi::Env)>;
 struct SharedSubject {
   EngineShare share;
   Precision precision;
+  DType kv;  // of the cache
 
   Subject subject() const;
 };

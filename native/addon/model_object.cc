@@ -36,12 +36,14 @@ std::shared_ptr<const Tokenizer> load_optional_tokenizer(const std::string& path
 
 }  // namespace
 
-LoadedModel load_model(const std::string& path, const LoadOptions& options, const LoadProgress& progress, WeightsTransform* transform) {
+LoadedModel load_model(const std::string& path, const LoadOptions& options, const LoadProgress& progress, WeightsTransform* transform,
+                       std::shared_ptr<const ModelWeights> original) {
   std::shared_ptr<Backend> backend = make_backend(options);
   LoadedModel out;
   out.device = std::string(backend->name());
   const int threads = options.threads > 0 ? options.threads : physical_cores();
-  out.weights = load_weights(path, *backend, progress, {.kind = options.weights, .threads = threads, .transform = transform});
+  out.weights = load_weights(path, *backend, progress,
+                             {.kind = options.weights, .threads = threads, .transform = transform, .original = std::move(original)});
   std::shared_ptr<const Tokenizer> tokenizer = load_optional_tokenizer(path);
   std::unique_ptr<Engine> engine = Engine::start(std::move(backend), out.weights, tokenizer, options.engine);
   out.state = std::make_shared<ModelState>(std::move(engine), std::move(tokenizer));

@@ -57,9 +57,9 @@ class ModelObject {
   int64_t reported_bytes_;  // told to the garbage collector and not taken back yet
 };
 
-// Any thread: weights, tokenizer and engine of the model at `path`; `transform` may be null.
+// Any thread: weights, tokenizer and engine of the model at `path`; `transform` and `original` as in WeightsOptions.
 LoadedModel load_model(const std::string& path, const LoadOptions& options, const LoadProgress& progress,
-                       WeightsTransform* transform = nullptr);
+                       WeightsTransform* transform = nullptr, std::shared_ptr<const ModelWeights> original = nullptr);
 // JavaScript thread: the NativeModel.
 Napi::Object make_model(Napi::Env env, LoadedModel model);
 

@@ -1,6 +1,7 @@
 // NativeModel.quantize and what comes of it.
 #include "addon/quantized_object.h"
 
+#include "addon/cushion_object.h"
 #include "addon/evaluation_job.h"
 #include "addon/model_object.h"
 #include "addon/results.h"
@@ -33,9 +34,10 @@ QuantizeOptions to_quantize_options(const Fields& fields) {
   return out;
 }
 
-// Which cushion stands before the texts: the model's own, that of a file, tokens computed like a prompt, or none.
+// Which cushion stands before the texts: the model's own, one at hand, that of a file, tokens computed like a prompt, or none.
 struct CushionChoice {
   bool own = false;
+  std::shared_ptr<const Cushion> given;
   std::string file;
   std::vector<int32_t> tokens;
 };
@@ -45,6 +47,8 @@ CushionChoice to_cushion_choice(const Fields& fields) {
   CushionChoice choice;
   if (value.IsString())
     choice.file = to_text(value, fields.name("cushion"));
+  else if (const CushionObject* object = find_handle<CushionObject>(value.Env(), value))
+    choice.given = object->cushion();
   else if (value.IsObject())
     choice.tokens = to_int32s(value, fields.name("cushion"));
   else
@@ -53,6 +57,7 @@ CushionChoice to_cushion_choice(const Fields& fields) {
 }
 
 std::shared_ptr<const Cushion> find(const CushionChoice& choice, const SharedSubject& shared, const EvaluationWatch& watch) {
+  if (choice.given) return choice.given;
   if (choice.own) return shared.share.weights->cushion;
   if (!choice.file.empty()) return std::make_shared<const Cushion>(read_cushion(choice.file, shared.share.weights->config));
   if (choice.tokens.empty()) return nullptr;
@@ -75,7 +80,10 @@ napi_value ModelObject::quantize(const Napi::CallbackInfo& info) {
     Subject original = shared.subject();
     original.cushion = options.cushion.get();
     std::shared_ptr<QuantizedModel> model = quantize_model(path, &original, texts, options, watch);
-    return [model](Napi::Env env) -> napi_value { return make_handle(env, std::make_unique<QuantizedObject>(model)); };
+    const std::weak_ptr<const ModelWeights> weights = shared.share.weights;
+    return [model, weights, device = std::string(shared.share.backend->name())](Napi::Env env) -> napi_value {
+      return make_handle(env, std::make_unique<QuantizedObject>(model, weights, device));
+    };
   };
   return start_evaluation(info.Env(), {state_}, info[3], std::move(work));
 }
@@ -117,12 +125,15 @@ napi_value QuantizedObject::save(const Napi::CallbackInfo& info) {
 }
 
 napi_value QuantizedObject::load(const Napi::CallbackInfo& info) {
-  auto work = [model = model_, options = to_load_options(info[0])](const EvaluationWatch& watch) -> Convert {
+  auto work = [model = model_, weights = original_, device = device_,
+               options = to_load_options(info[0])](const EvaluationWatch& watch) -> Convert {
     const LoadProgress progress = [&watch](int64_t done, int64_t total) {
       expect(!watch.stop(), ErrorCode::aborted, "the loading was stopped");
       watch.progress(done, total);
     };
-    auto loaded = std::make_shared<LoadedModel>(load_model(model->path(), options, progress, model.get()));
+    // Memory of a device belongs to one backend; the host's to nobody.
+    const std::shared_ptr<const ModelWeights> original = device == options.device && device != "cuda" ? weights.lock() : nullptr;
+    auto loaded = std::make_shared<LoadedModel>(load_model(model->path(), options, progress, model.get(), original));
     return [loaded](Napi::Env env) -> napi_value { return make_model(env, std::move(*loaded)); };
   };
   return start_evaluation(info.Env(), {}, info[1], std::move(work));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "addon/handles.h"
@@ -15,7 +16,9 @@ class QuantizedObject {
   static constexpr const napi_type_tag& kTag = kQuantizedTag;
   static std::vector<Method> methods();
 
-  explicit QuantizedObject(std::shared_ptr<QuantizedModel> model) : model_(std::move(model)) {}
+  // `original`: the loaded model that this was made of, whose embedding the result shares while both live; `device`: where it is.
+  QuantizedObject(std::shared_ptr<QuantizedModel> model, std::weak_ptr<const ModelWeights> original, std::string device)
+      : model_(std::move(model)), original_(std::move(original)), device_(std::move(device)) {}
 
  private:
   napi_value report(const Napi::CallbackInfo& info);
@@ -23,6 +26,8 @@ class QuantizedObject {
   napi_value load(const Napi::CallbackInfo& info);
 
   const std::shared_ptr<QuantizedModel> model_;
+  const std::weak_ptr<const ModelWeights> original_;
+  const std::string device_;
 };
 
 }  // namespace lapidary::addon

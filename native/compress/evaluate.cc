@@ -16,7 +16,6 @@ namespace lapidary {
 namespace {
 
 constexpr int64_t kChunk = 512;
-constexpr int64_t kHeldBytes = int64_t{256} << 20;  // of the reference's logits
 
 std::vector<int64_t> lengths_of(std::span<const TextIds> texts) {
   std::vector<int64_t> lengths;
@@ -210,41 +209,35 @@ ByPosition<Divergence> divergence(const Subject& reference, const Subject& candi
   check_first_tokens(options, reference);
   check_first_tokens(options, candidate);
   const std::vector<TextWindow> windows = plan_windows(lengths_of(texts), options);
-  const int64_t chunk = std::clamp<int64_t>(kHeldBytes / (vocab * static_cast<int64_t>(sizeof(float))), 1, kChunk);
   const int64_t local = local_window(candidate.weights.config);
   const std::vector<int32_t> openings[2] = {reference.opening(), candidate.opening()};
-  TextPass passes[2] = {{reference.backend, reference.weights, reference.pass_options(chunk + 1)},
-                        {candidate.backend, candidate.weights, candidate.pass_options(chunk + 1)}};
+  TextPass passes[2] = {{reference.backend, reference.weights, reference.pass_options(kChunk + 1)},
+                        {candidate.backend, candidate.weights, candidate.pass_options(kChunk + 1)}};
   const StepWatch step_watch = {.stop = watch.stop};
   const std::shared_ptr<ThreadPool> pool = ThreadPool::shared(candidate.threads);
-  std::vector<float> held(static_cast<size_t>((chunk + 1) * vocab));
   std::vector<Compared> within, beyond, here;
   Advance advance(watch, scored_tokens(windows));
   for (const TextWindow& w : windows) {
     const auto piece = std::span(texts[w.text]).subspan(static_cast<size_t>(w.first), static_cast<size_t>(w.tokens));
     for (TextPass& pass : passes) pass.begin();
-    for (int64_t at = 0; at + 1 < w.tokens || at == 0; at += chunk) {
-      const int64_t count = std::min(chunk, w.tokens - 1 - at);
+    for (int64_t at = 0; at + 1 < w.tokens || at == 0; at += kChunk) {
+      const int64_t count = std::min(kChunk, w.tokens - 1 - at);
       const auto part = piece.subspan(static_cast<size_t>(at), static_cast<size_t>(count));
+      for (int side = 0; side < 2; ++side)
+        passes[side].append(at == 0 ? opened(openings[side], part) : opened({}, part), nullptr, step_watch);
       // Tokens of the piece that this part's rows predict, and BOS before the first of them.
       const int64_t from = std::max(w.scored - w.first, at == 0 ? 0 : at + 1), to = at + count + 1;
-      const auto token_of = [&](int64_t row, int side) { return row + 1 - static_cast<int64_t>(openings[side].size()); };
-      const LogitsSink hold = [&](int64_t first, const Tensor& logits) {
-        std::memcpy(held.data() + (token_of(first, 0) - from) * vocab, logits.data, static_cast<size_t>(logits.bytes()));
-      };
-      const LogitsSink meet = [&](int64_t first, const Tensor& logits) {
-        const int64_t token = token_of(first, 1);
-        here.resize(static_cast<size_t>(logits.shape[0]));
-        each_row(*pool, logits.shape[0], [&](int64_t r) {
-          const std::span<const float> other(held.data() + (token + r - from) * vocab, static_cast<size_t>(vocab));
-          here[static_cast<size_t>(r)] = compare(other, row_of(logits, r), piece[static_cast<size_t>(token + r)]);
+      const int64_t most = std::min(passes[0].max_logit_rows(), passes[1].max_logit_rows());
+      for (int64_t token = from; token < to; token += most) {
+        expect(!watch.stop || !watch.stop(), ErrorCode::aborted, "the evaluation was stopped");
+        const int64_t rows = std::min(most, to - token);
+        const auto logits_of = [&](int side) { return passes[side].logits(token - 1 + static_cast<int64_t>(openings[side].size()), rows); };
+        const Tensor theirs = logits_of(0), ours = logits_of(1);
+        here.resize(static_cast<size_t>(rows));
+        each_row(*pool, rows, [&](int64_t r) {
+          here[static_cast<size_t>(r)] = compare(row_of(theirs, r), row_of(ours, r), piece[static_cast<size_t>(token + r)]);
         });
-        for (int64_t r = 0; r < logits.shape[0]; ++r) (token + r < local ? within : beyond).push_back(here[static_cast<size_t>(r)]);
-      };
-      for (int side = 0; side < 2; ++side) {
-        const std::vector<int32_t> ids = at == 0 ? opened(openings[side], part) : opened({}, part);
-        const auto wanted = from - 1 + static_cast<int64_t>(openings[side].size());
-        passes[side].append(ids, side == 0 ? hold : meet, step_watch, wanted);
+        for (int64_t r = 0; r < rows; ++r) (token + r < local ? within : beyond).push_back(here[static_cast<size_t>(r)]);
       }
       advance.by(std::max<int64_t>(to - from, 0));
     }

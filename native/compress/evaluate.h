@@ -18,11 +18,12 @@ struct Subject {
   Precision precision = Precision::f32;
   const Cushion* cushion = nullptr;
   TurnLock* turns = nullptr;
-  int threads = 1;  // for what is computed beside the backend
+  int threads = 1;            // for what is computed beside the backend
+  std::optional<DType> kv{};  // of the cache; empty: the precision's
 
   // What a text begins with: BOS or nothing.
   std::vector<int32_t> opening() const;
-  TextPassOptions pass_options(int64_t chunk) const { return {precision, chunk, cushion, turns}; }
+  TextPassOptions pass_options(int64_t chunk) const { return {precision, chunk, cushion, turns, kv}; }
 };
 
 struct EvaluationWatch {
@@ -76,7 +77,7 @@ struct Divergence {
   double agreement = 0;  // share of tokens where both have the same likeliest next token
   double reference_nats = 0, candidate_nats = 0;
 };
-// Both models read the texts in lock step, so no more than a chunk's logits are held. Logits that are not numbers make the KL infinite.
+// Both models read the texts in lock step, so no more than some rows' logits are held. Logits that are not numbers make the KL infinite.
 // Error(invalid_argument): the vocabularies differ in size.
 ByPosition<Divergence> divergence(const Subject& reference, const Subject& candidate, std::span<const TextIds> texts,
                                   const WindowOptions& options, const EvaluationWatch& watch = {});

@@ -56,12 +56,6 @@ std::string without_slashes(std::string path) {
   return path;
 }
 
-std::string folder_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  if (slash == path.npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
-
 // A hidden folder beside the target, which takes its place or goes.
 class StagedFolder {
  public:

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
 #include <system_error>
 #include <utility>
 
@@ -47,12 +48,6 @@ uint64_t regular_file_size(int fd, const std::string& path) {
   expect(!S_ISDIR(info.st_mode), ErrorCode::bad_file, path, " is a folder, not a file");
   expect(S_ISREG(info.st_mode), ErrorCode::bad_file, path, " is not a regular file");
   return static_cast<uint64_t>(info.st_size);
-}
-
-std::string folder_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  if (slash == path.npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
 }
 
 }  // namespace
@@ -118,6 +113,11 @@ bool is_file(const std::string& path) {
 bool is_directory(const std::string& path) {
   struct stat info;
   return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+std::string folder_of(const std::string& path) {
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
 }
 
 AtomicFile::AtomicFile(const std::string& path) : path_(path) {

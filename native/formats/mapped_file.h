@@ -36,6 +36,7 @@ class MappedFile {
 std::string read_text_file(const std::string& path);  // whole, at most 1 GiB; Error(bad_file)
 bool is_file(const std::string& path);
 bool is_directory(const std::string& path);
+std::string folder_of(const std::string& path);  // that it lies in; "." where it names none
 
 // Writes beside the target, syncs, renames over it. Until commit() the old file is untouched; the destructor without
 // commit() removes the temporary. Errors are Error(bad_file) with the system's reason.

@@ -44,11 +44,6 @@ std::string module_of(const std::string& tensor) { return tensor.substr(0, tenso
 
 }  // namespace
 
-std::string folder_of(const std::string& path) {
-  const size_t slash = path.find_last_of("/\\");
-  return slash == std::string::npos ? "." : path.substr(0, slash);
-}
-
 Place find_place(const std::string& path) {
   const bool folder = is_directory(path);
   expect(folder || is_file(path), ErrorCode::bad_file, path, ": there is no such file or folder");

@@ -21,7 +21,6 @@ struct Place {
   std::string tensors;             // what open_safetensors takes
 };
 Place find_place(const std::string& path);
-std::string folder_of(const std::string& path);
 
 ModelConfig read_config(const Place& place);  // a folder's, not a GGUF file's
 void set_vision(ModelConfig& config, bool present);

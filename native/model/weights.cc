@@ -126,15 +126,29 @@ class Builder {
     Linear host = host_linear(slot);
     if (options_.transform) host = options_.transform->linear(slot, std::move(host));
     bytes_ += host.weight.bytes() + host.scale.bytes();
+    hash_linear(host, c_.tensors.at(slots_.weights.at(slot)));
     if (host.activations == ActScheme::fixed) bytes_ += static_cast<int64_t>(sizeof(float));
     report(c_.tensors.at(slots_.weights.at(slot)).view.bytes());
     return host;
   }
 
   Linear linear(const TensorSlot& slot) {
-    Linear made = backend_.make_linear(transformed(slot));
+    Linear host = transformed(slot);
+    const Linear* known = made_before(slot, host);
+    Linear made = known ? *known : backend_.make_linear(host);
     release(slot, made);
     return made;
+  }
+
+  // What the original made of a matrix outside the layers, where that is the file's here too; else null.
+  const Linear* made_before(const TensorSlot& slot, const Linear& host) const {
+    if (!options_.original || slot.layer >= 0) return nullptr;
+    const Tensor& stored = c_.tensors.at(slots_.weights.at(slot)).view;
+    const ModelConfig& config = options_.original->config;
+    if (slot.role == TensorRole::head && config.tied_head) return nullptr;
+    const Linear& made = slot.role == TensorRole::head ? options_.original->head : options_.original->embedding;
+    const bool same = made.weight.dtype == stored.dtype && made.out() == stored.shape[0] && made.in() == stored.shape[1];
+    return host.weight.data == stored.data && same ? &made : nullptr;
   }
 
   // The file's pages of a weight that has another form now: they would stay in memory beside it until all weights are made.
@@ -155,20 +169,30 @@ class Builder {
     }
   }
 
-  // FNV-1a of 64 stretches of the embedding and of the final norm, as the file has them.
+  // FNV-1a of stretches of what a weight became, and of how its inputs are treated. Rows that become int8 on loading need not be at hand
+  // (Backend::make_int8): then of the file's.
+  void hash_linear(const Linear& host, const StoredTensor& stored) {
+    const auto kind = static_cast<uint8_t>(host.weight.dtype);
+    hash_bytes(&kind, 1);
+    hash_bytes(&host.activations, sizeof host.activations);
+    hash_bytes(&host.input_scale, sizeof host.input_scale);
+    hash_stretches(options_.kind == WeightsKind::int8 ? stored.view : host.weight, 16);
+    if (host.scale) hash_stretches(host.scale, 4);
+  }
+
+  void hash_stretches(const Tensor& t, int64_t stretches) {
+    const int64_t length = std::min<int64_t>(64, t.bytes());
+    for (int64_t i = 0; i < stretches; ++i) hash_bytes(t.data + (t.bytes() - length) * i / (stretches - 1), static_cast<size_t>(length));
+  }
+
+  void hash_bytes(const void* data, size_t bytes) {
+    const auto* p = static_cast<const unsigned char*>(data);
+    for (size_t i = 0; i < bytes; ++i) hash_ = (hash_ ^ p[i]) * 0x100000001b3u;
+  }
+
   std::string content_hash() const {
-    constexpr int64_t kStretches = 64, kStretchBytes = 64;
-    uint64_t hash = 0xcbf29ce484222325u;
-    const auto add = [&](const std::byte* p, int64_t bytes) {
-      for (int64_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<uint64_t>(p[i])) * 0x100000001b3u;
-    };
-    const Tensor& embedding = c_.tensors.at(slots_.weights.at({TensorRole::embedding, -1})).view;
-    const Tensor& norm = c_.tensors.at(slots_.weights.at({TensorRole::final_norm, -1})).view;
-    const int64_t length = std::min(kStretchBytes, embedding.bytes());
-    for (int64_t i = 0; i < kStretches; ++i) add(embedding.data + (embedding.bytes() - length) * i / (kStretches - 1), length);
-    add(norm.data, norm.bytes());
     char text[20];
-    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
+    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash_));
     return text;
   }
 
@@ -199,6 +223,7 @@ class Builder {
     std::vector<float> values(static_cast<size_t>(dim));
     dequantize_row(view.dtype, view.data, dim, values.data());
     if (options_.transform) options_.transform->norm(slot, values);
+    hash_bytes(values.data(), values.size() * sizeof(float));
     const Buffer& buffer = weights_->owned.emplace_back(backend_.allocate(values.size() * sizeof(float)));
     const Tensor weight = buffer.tensor(DType::f32, {dim});
     backend_.upload(weight, values.data());
@@ -215,6 +240,7 @@ class Builder {
   std::shared_ptr<ModelWeights> weights_;
   int64_t done_ = 0, total_ = 0;  // of the file's bytes
   int64_t bytes_ = 0;             // of the result
+  uint64_t hash_ = 0xcbf29ce484222325u;
 };
 
 }  // namespace

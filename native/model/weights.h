@@ -30,7 +30,7 @@ struct ModelWeights {
   int64_t file_bytes = 0;                    // bytes of the weights in use: of the file's tensors, or of what they were converted to
   std::vector<Buffer> owned;                 // norms and whatever was converted
   std::shared_ptr<const Cushion> cushion{};  // what every text is preceded by; null: nothing
-  std::string content_hash;                  // of some bytes of the embedding and the final norm: tells models of one shape apart
+  std::string content_hash;                  // of some bytes of every weight as it is computed on: tells models of one shape apart
 };
 
 // done, total in bytes; called on the loading thread.
@@ -55,6 +55,9 @@ struct WeightsOptions {
   int threads = 1;                        // of the conversion
   bool cushion = true;                    // read cushion.safetensors where it lies beside the weights
   WeightsTransform* transform = nullptr;  // sees what `kind` has made of the file; null: none
+  // The same file's weights as a backend of the same kind in the same memory has loaded them: an embedding or a head that the transform
+  // leaves as it is, is not made again. May be null.
+  std::shared_ptr<const ModelWeights> original{};
 };
 
 // `path`: a Hugging Face folder, a .safetensors file beside a config.json, or a .gguf file. Every expected tensor must be there with

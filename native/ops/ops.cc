@@ -67,7 +67,9 @@ void Backend::sample(const Tensor& logits, std::span<const SampleRequest> reques
   }
 }
 
-TrainingOps& Backend::training() { fail(ErrorCode::unsupported, "the ", name(), " backend cannot train yet; use the CPU"); }
+TrainingOps& Backend::training() {
+  fail(ErrorCode::unsupported, "the ", name(), " backend cannot train: load the model with device 'cpu'");
+}
 
 void Backend::step_linear(const Tensor& x, const Linear& w, const Tensor& out, std::span<const AttentionSpan> spans) {
   if (w.activations != ActScheme::sequence || spans.size() < 2) return linear(x, w, out);

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,6 +21,7 @@ namespace lapidary {
 
 struct EngineOptions {
   Precision precision = Precision::bf16;
+  std::optional<DType> kv{};       // of cached keys and values: f32, bf16 or i8 (a cushion's are never i8); empty: the precision's
   int64_t context = 0;             // most tokens of one sequence; 0: the model's max_positions
   int64_t prefill_chunk = 256;     // most prompt tokens of one sequence in one step
   int64_t max_batch_tokens = 512;  // rows of one step; prefill_chunk where that is more

@@ -30,6 +30,9 @@ EngineOptions complete_options(const ModelConfig& config, const EngineOptions& o
   const int64_t most = config.max_positions - cushion_tokens;
   expect(o.context <= most, ErrorCode::invalid_argument, "context of ", o.context, " tokens: the model was made for at most ",
          config.max_positions, cushion_tokens ? ", of which its cushion takes " + std::to_string(cushion_tokens) : "");
+  if (!o.kv) o.kv = kv_dtype(o.precision);
+  expect(*o.kv == DType::f32 || *o.kv == DType::bf16 || *o.kv == DType::i8, ErrorCode::invalid_argument, "a cache of ",
+         dtype_info(*o.kv).name, ": it must be f32, bf16 or i8");
   if (o.context == 0) o.context = most;
   o.prefill_chunk = std::min(o.prefill_chunk, o.context);
   o.max_batch_tokens = std::max(o.max_batch_tokens, o.prefill_chunk);
@@ -60,7 +63,7 @@ EngineCore::EngineCore(std::shared_ptr<Backend> backend, const ModelWeights& wei
       weight_bytes(weights.file_bytes),
       scratch_bytes(
           StepScratch::bytes(weights.config, complete.precision, complete.max_batch_tokens, step_logit_rows(weights.config, complete))),
-      pool(std::make_unique<PagePool>(*backend, config, kv_dtype(complete.precision), complete.kv_limit_bytes)),
+      pool(std::make_unique<PagePool>(*backend, config, *complete.kv, complete.kv_limit_bytes)),
       backend_(std::move(backend)) {}
 
 EngineCore::~EngineCore() = default;
@@ -96,7 +99,7 @@ MemoryEstimate estimate_memory(const ModelConfig& config, int64_t weight_bytes, 
   const EngineOptions o = complete_options(config, options);
   MemoryEstimate e;
   e.weight_bytes = weight_bytes;
-  e.kv_bytes_per_sequence = KvCache::estimate_bytes(config, kv_dtype(o.precision), o.context, o.prefill_chunk);
+  e.kv_bytes_per_sequence = KvCache::estimate_bytes(config, *o.kv, o.context, o.prefill_chunk);
   e.kv_bytes = e.kv_bytes_per_sequence * sequences;
   e.scratch_bytes = StepScratch::bytes(config, o.precision, o.max_batch_tokens, step_logit_rows(config, o));
   e.total_bytes = e.weight_bytes + e.kv_bytes + e.scratch_bytes;

@@ -23,8 +23,6 @@ namespace lapidary {
 class RunImpl;
 class SequenceImpl;
 
-inline DType kv_dtype(Precision precision) { return precision == Precision::f32 ? DType::f32 : DType::bf16; }
-
 // Fills in what the options leave to the model; Error(invalid_argument) names an option out of range.
 EngineOptions complete_options(const ModelConfig& config, const EngineOptions& options, int64_t cushion_tokens = 0);
 

@@ -220,29 +220,45 @@ int64_t KvCache::first_retained(int64_t layer) const {
 
 namespace {
 
-// Byte offsets of one head's vector within a page's keys [heads, kPageTokens, dim] and within exported rows [rows, heads, dim].
+// Where the parts of a position lie in a page (ops.h, KvView) and in exported rows.
 struct PageWalk {
   int64_t heads, dim_bytes;
-  int64_t in_page(int64_t position, int64_t head) const { return (head * kPageTokens + position % kPageTokens) * dim_bytes; }
-  int64_t in_rows(int64_t row, int64_t head) const { return (row * heads + head) * dim_bytes; }
+  bool scaled;
+
+  PageWalk(const ModelConfig& config, DType dtype)
+      : heads(config.num_kv_heads), dim_bytes(dtype_bytes(dtype, config.head_dim)), scaled(dtype == DType::i8) {}
+
+  // move(offset in the page, offset in the rows, bytes, member of KvRows) for everything of a position.
+  template <typename Move>
+  void each(int64_t position, int64_t row, const Move& move) const {
+    constexpr int64_t kScale = sizeof(float);
+    const int64_t side = heads * kPageTokens, scales = 2 * side * dim_bytes;
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t in_page = h * kPageTokens + position % kPageTokens, in_rows = row * heads + h;
+      move(in_page * dim_bytes, in_rows * dim_bytes, dim_bytes, &KvRows::k);
+      move((side + in_page) * dim_bytes, in_rows * dim_bytes, dim_bytes, &KvRows::v);
+      if (!scaled) continue;
+      move(scales + in_page * kScale, in_rows * kScale, kScale, &KvRows::k_scale);
+      move(scales + (side + in_page) * kScale, in_rows * kScale, kScale, &KvRows::v_scale);
+    }
+  }
 };
 
 }  // namespace
 
-void KvCache::export_layer(int64_t layer, std::byte* k, std::byte* v) const {
+void KvCache::export_layer(int64_t layer, const KvRows& to) const {
   const Layer& from = layers_[static_cast<size_t>(layer)];
-  const PageWalk walk{config_.num_kv_heads, dtype_bytes(pool_.dtype(), config_.head_dim)};
-  const int64_t first = first_retained(layer), half = pool_.page_bytes() / 2;
+  const PageWalk walk(config_, pool_.dtype());
+  const int64_t first = first_retained(layer);
   std::vector<std::byte> page(static_cast<size_t>(pool_.page_bytes()));
   for (int64_t p = first; p < length_; ++p) {
     if (p == first || p % kPageTokens == 0) {
       const size_t slot = static_cast<size_t>(p / kPageTokens) % from.pages.size();
       pool_.backend().download(page.data(), page_tensor(from.pages[slot]->buffer, pool_.page_bytes()));
     }
-    for (int64_t h = 0; h < walk.heads; ++h) {
-      std::memcpy(k + walk.in_rows(p - first, h), page.data() + walk.in_page(p, h), static_cast<size_t>(walk.dim_bytes));
-      std::memcpy(v + walk.in_rows(p - first, h), page.data() + half + walk.in_page(p, h), static_cast<size_t>(walk.dim_bytes));
-    }
+    walk.each(p, p - first, [&](int64_t in_page, int64_t in_rows, int64_t bytes, std::byte* KvRows::* part) {
+      std::memcpy(to.*part + in_rows, page.data() + in_page, static_cast<size_t>(bytes));
+    });
   }
 }
 
@@ -264,16 +280,15 @@ void KvCache::import_begin(int64_t length) {
     if (first[l] > 0) high_water_ = std::max(high_water_, first[l] + capacity(l));
 }
 
-void KvCache::import_layer(int64_t layer, const std::byte* k, const std::byte* v) {
+void KvCache::import_layer(int64_t layer, const KvRows& from) {
   const Layer& to = layers_[static_cast<size_t>(layer)];
-  const PageWalk walk{config_.num_kv_heads, dtype_bytes(pool_.dtype(), config_.head_dim)};
-  const int64_t first = first_retained(layer), half = pool_.page_bytes() / 2;
+  const PageWalk walk(config_, pool_.dtype());
+  const int64_t first = first_retained(layer);
   std::vector<std::byte> page(static_cast<size_t>(pool_.page_bytes()), std::byte{0});
   for (int64_t p = first; p < length_; ++p) {
-    for (int64_t h = 0; h < walk.heads; ++h) {
-      std::memcpy(page.data() + walk.in_page(p, h), k + walk.in_rows(p - first, h), static_cast<size_t>(walk.dim_bytes));
-      std::memcpy(page.data() + half + walk.in_page(p, h), v + walk.in_rows(p - first, h), static_cast<size_t>(walk.dim_bytes));
-    }
+    walk.each(p, p - first, [&](int64_t in_page, int64_t in_rows, int64_t bytes, std::byte* KvRows::* part) {
+      std::memcpy(page.data() + in_page, from.*part + in_rows, static_cast<size_t>(bytes));
+    });
     if (p + 1 < length_ && (p + 1) % kPageTokens != 0) continue;
     const size_t slot = static_cast<size_t>(p / kPageTokens) % to.pages.size();
     pool_.backend().upload(page_tensor(to.pages[slot]->buffer, pool_.page_bytes()), page.data());

@@ -15,6 +15,9 @@
 
 namespace lapidary {
 
+// What a cache is kept in unless somebody chooses.
+inline DType kv_dtype(Precision precision) { return precision == Precision::f32 ? DType::f32 : DType::bf16; }
+
 class PagePool {
  public:
   // limit_bytes 0: no limit but the machine's.
@@ -49,6 +52,13 @@ class PagePool {
 // Pages of a local layer's ring: enough for window - 1 earlier keys and a chunk, wherever they start within a page.
 int64_t ring_pages(int64_t window, int64_t chunk);
 
+// Some positions of one layer in host memory: k and v [positions, num_kv_heads, head_dim] in the cache's dtype; where that is i8 also
+// their scales, f32 [positions, num_kv_heads], else null.
+struct KvRows {
+  std::byte *k = nullptr, *v = nullptr;
+  std::byte *k_scale = nullptr, *v_scale = nullptr;
+};
+
 class KvCache {
  public:
   // chunk: the most tokens one step appends to this sequence.
@@ -73,13 +83,12 @@ class KvCache {
   // Bytes of one sequence of `tokens` tokens, exact.
   static int64_t estimate_bytes(const ModelConfig& config, DType kv_dtype, int64_t tokens, int64_t chunk);
 
-  // For save and restore: the positions of a layer that the next token needs, [first, length), copied to or from host memory as
-  // k and v, each [length - first, num_kv_heads, head_dim] in the cache's dtype. They depend on window and length alone, so
-  // caches made for other chunks can exchange them.
+  // For save and restore: the positions of a layer that the next token needs, [first, length), copied to or from host memory. They
+  // depend on window and length alone, so caches made for other chunks can exchange them.
   int64_t first_retained(int64_t layer) const;
-  void export_layer(int64_t layer, std::byte* k, std::byte* v) const;
-  void import_begin(int64_t length);  // an empty cache; pages for the retained positions
-  void import_layer(int64_t layer, const std::byte* k, const std::byte* v);
+  void export_layer(int64_t layer, const KvRows& to) const;
+  void import_begin(int64_t length);                     // an empty cache; pages for the retained positions
+  void import_layer(int64_t layer, const KvRows& from);  // reads it alone
 
  private:
   struct Layer {

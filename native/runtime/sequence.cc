@@ -10,9 +10,7 @@ namespace lapidary {
 
 namespace {
 
-SessionModel session_model(const EngineCore& core) {
-  return {&core.config, core.fingerprint, kv_dtype(core.options.precision), core.options.context};
-}
+SessionModel session_model(const EngineCore& core) { return {&core.config, core.fingerprint, *core.options.kv, core.options.context}; }
 
 }  // namespace
 

@@ -15,6 +15,23 @@ namespace {
 constexpr const char* kFormat = "lapidary-session";
 constexpr const char* kVersion = "1";
 
+// The tensors of a layer in files of a cache in `kv`.
+struct Part {
+  const char* name;
+  Tensor SessionImage::Layer::* tensor;
+  bool is_scale;
+
+  bool in(DType kv) const { return !is_scale || kv == DType::i8; }
+  Tensor view(const void* memory, DType kv, int64_t positions, const ModelConfig& config) const {
+    if (is_scale) return Tensor(memory, DType::f32, {positions, config.num_kv_heads});
+    return Tensor(memory, kv, {positions, config.num_kv_heads, config.head_dim});
+  }
+};
+const Part kParts[] = {{"k", &SessionImage::Layer::k, false},
+                       {"v", &SessionImage::Layer::v, false},
+                       {"k_scale", &SessionImage::Layer::k_scale, true},
+                       {"v_scale", &SessionImage::Layer::v_scale, true}};
+
 std::string tensor_name(size_t layer, const char* part) { return "layer." + std::to_string(layer) + "." + part; }
 
 // Positions that a file of `cached` tokens holds for a layer: what KvCache::first_retained leaves.
@@ -43,8 +60,12 @@ uint64_t checksum(uint64_t hash, const void* data, int64_t bytes) {
 std::string image_checksum(const SessionImage& image) {
   uint64_t hash =
       checksum(static_cast<uint64_t>(image.cached), image.tokens.data(), static_cast<int64_t>(image.tokens.size() * sizeof(int32_t)));
-  for (const std::vector<Tensor>* part : {&image.k, &image.v})
-    for (const Tensor& t : *part) hash = checksum(hash, t.data, t.bytes());
+  for (const Part& part : kParts) {
+    for (const SessionImage::Layer& layer : image.layers) {
+      const Tensor& t = layer.*part.tensor;
+      if (t) hash = checksum(hash, t.data, t.bytes());
+    }
+  }
   return std::to_string(hash);
 }
 
@@ -109,15 +130,15 @@ class Reader {
   void read_layers() {
     if (image_.cached == 0) return;
     for (size_t l = 0; l < model_.config->layers.size(); ++l) {
-      for (const char* part : {"k", "v"}) {
-        const std::string name = tensor_name(l, part);
+      SessionImage::Layer& layer = image_.layers.emplace_back();
+      for (const Part& part : kParts) {
+        if (!part.in(model_.kv_dtype)) continue;
+        const std::string name = tensor_name(l, part.name);
         const Tensor& t = tensor(name);
-        const int64_t rows = positions(model_.config->layers[l], image_.cached), heads = model_.config->num_kv_heads,
-                      dim = model_.config->head_dim;
-        require(t.dtype == model_.kv_dtype && t.rank == 3 && t.shape[0] == rows && t.shape[1] == heads && t.shape[2] == dim, "tensor ",
-                name, " is ", dtype_info(t.dtype).name, " ", t.shape_text(), ", must be ", dtype_info(model_.kv_dtype).name, " [", rows,
-                ", ", heads, ", ", dim, "]");
-        (*part == 'k' ? image_.k : image_.v).push_back(t);
+        const Tensor want = part.view(nullptr, model_.kv_dtype, positions(model_.config->layers[l], image_.cached), *model_.config);
+        require(t.dtype == want.dtype && t.shape_text() == want.shape_text(), "tensor ", name, " is ", dtype_info(t.dtype).name, " ",
+                t.shape_text(), ", must be ", dtype_info(want.dtype).name, " ", want.shape_text());
+        layer.*part.tensor = t;
       }
     }
   }
@@ -135,14 +156,15 @@ SessionImage capture_session(const SessionModel& model, std::span<const int32_t>
   image.tokens.assign(tokens.begin(), tokens.end());
   image.cached = cache ? cache->length() : 0;
   if (image.cached == 0) return image;
-  const int64_t heads = model.config->num_kv_heads, dim = model.config->head_dim;
   for (size_t l = 0; l < model.config->layers.size(); ++l) {
     const int64_t rows = positions(model.config->layers[l], image.cached);
-    for (std::vector<Tensor>* part : {&image.k, &image.v}) {
-      image.owned.push_back(allocate_host(static_cast<size_t>(dtype_bytes(model.kv_dtype, rows * heads * dim))));
-      part->push_back(image.owned.back().tensor(model.kv_dtype, {rows, heads, dim}));
+    SessionImage::Layer& layer = image.layers.emplace_back();
+    for (const Part& part : kParts) {
+      if (!part.in(model.kv_dtype)) continue;
+      image.owned.push_back(allocate_host(static_cast<size_t>(part.view(nullptr, model.kv_dtype, rows, *model.config).bytes())));
+      layer.*part.tensor = part.view(image.owned.back().memory.get(), model.kv_dtype, rows, *model.config);
     }
-    cache->export_layer(static_cast<int64_t>(l), image.k.back().data, image.v.back().data);
+    cache->export_layer(static_cast<int64_t>(l), layer.rows());
   }
   return image;
 }
@@ -150,9 +172,9 @@ SessionImage capture_session(const SessionModel& model, std::span<const int32_t>
 void write_session(const std::string& path, const SessionModel& model, const SessionImage& image) {
   std::vector<std::pair<std::string, Tensor>> tensors;
   tensors.emplace_back("tokens", Tensor(image.tokens.data(), DType::i32, {static_cast<int64_t>(image.tokens.size())}));
-  for (size_t l = 0; l < image.k.size(); ++l) {
-    tensors.emplace_back(tensor_name(l, "k"), image.k[l]);
-    tensors.emplace_back(tensor_name(l, "v"), image.v[l]);
+  for (size_t l = 0; l < image.layers.size(); ++l) {
+    for (const Part& part : kParts)
+      if (part.in(model.kv_dtype)) tensors.emplace_back(tensor_name(l, part.name), image.layers[l].*part.tensor);
   }
   write_safetensors(path, tensors,
                     {{"format", kFormat},
@@ -167,7 +189,7 @@ SessionImage read_session(const std::string& path, const SessionModel& model) { 
 
 void restore_cache(const SessionImage& image, KvCache& cache) {
   cache.import_begin(image.cached);
-  for (size_t l = 0; l < image.k.size(); ++l) cache.import_layer(static_cast<int64_t>(l), image.k[l].data, image.v[l].data);
+  for (size_t l = 0; l < image.layers.size(); ++l) cache.import_layer(static_cast<int64_t>(l), image.layers[l].rows());
 }
 
 }  // namespace lapidary

@@ -2,7 +2,8 @@
 // restored conversation goes on with the very bits of the saved one.
 //
 //   tokens          I32 [tokens]                              all of them; the first `cached` are in the cache
-//   layer.N.k, .v   F32 or BF16 [positions, kv_heads, head_dim]  positions [first, cached); local layers keep their window only
+//   layer.N.k, .v   F32, BF16 or I8 [positions, kv_heads, head_dim]  positions [first, cached); local layers keep their window only
+//   layer.N.k_scale, .v_scale   F32 [positions, kv_heads]       with I8 alone
 //   metadata        format, version, model (fingerprint), precision, cached, checksum
 #pragma once
 
@@ -28,7 +29,12 @@ struct SessionModel {
 struct SessionImage {
   std::vector<int32_t> tokens;
   int64_t cached = 0;
-  std::vector<Tensor> k, v;  // per layer [positions, kv_heads, head_dim]; none when nothing is cached
+  struct Layer {
+    Tensor k, v;              // [positions, kv_heads, head_dim]
+    Tensor k_scale, v_scale;  // of i8: f32 [positions, kv_heads]; else empty
+    KvRows rows() const { return {k.data, v.data, k_scale.data, v_scale.data}; }
+  };
+  std::vector<Layer> layers;  // none when nothing is cached
   std::vector<Buffer> owned;
   TensorFile file;
 };

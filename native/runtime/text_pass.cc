@@ -23,7 +23,7 @@ TextPass::TextPass(Backend& backend, const ModelWeights& weights, const TextPass
       weights_(weights),
       options_(options),
       scratch_(backend, weights.config, options.precision, options.chunk, logit_rows(weights.config, options.chunk)),
-      pool_(backend, weights.config, options.precision == Precision::f32 ? DType::f32 : DType::bf16, 0) {
+      pool_(backend, weights.config, options.kv.value_or(kv_dtype(options.precision)), 0) {
   use_cushion(options.cushion);
 }
 
@@ -60,24 +60,28 @@ void TextPass::append(std::span<const int32_t> ids, const LogitsSink& sink, cons
   for (int32_t id : ids)
     expect(id >= 0 && id < config.vocab, ErrorCode::invalid_argument, "token id ", id, " is outside the vocabulary of ", config.vocab);
   ids_.insert(ids_.end(), ids.begin(), ids.end());
-  std::vector<int32_t> rows;
   for (int64_t first = begun; first < tokens; first += options_.chunk) {
     const int64_t count = std::min(options_.chunk, tokens - first);
     step(ids.subspan(static_cast<size_t>(first - begun), static_cast<size_t>(count)), first, watch);
     for (int64_t at = std::max<int64_t>(wanted - first, 0); sink && at < count; at += scratch_.max_logit_rows) {
-      rows.resize(static_cast<size_t>(std::min(scratch_.max_logit_rows, count - at)));
-      std::iota(rows.begin(), rows.end(), static_cast<int32_t>(at));
-      const Tensor on_device = [&] {
-        const TurnLock::Hold turn(options_.turns);
-        check_open();
-        const Tensor logits = step_logits(backend_, weights_, rows, scratch_);
-        host_logits_.resize(static_cast<size_t>(logits.elements()));
-        backend_.download(host_logits_.data(), logits);
-        return logits;
-      }();
-      sink(first + at, Tensor(host_logits_.data(), DType::f32, {on_device.shape[0], on_device.shape[1]}));
+      sink(first + at, logits(first + at, std::min(scratch_.max_logit_rows, count - at)));
     }
   }
+}
+
+// The scratch is this pass's own: where it lies on the host, nothing is copied.
+Tensor TextPass::logits(int64_t first, int64_t rows) {
+  expect(first >= step_first_ && first + rows <= length() && rows <= max_logit_rows(), ErrorCode::internal, "logits of rows ", first,
+         " to ", first + rows, ": the last step has ", step_first_, " to ", length(), ", and ", max_logit_rows(), " are given at once");
+  const TurnLock::Hold turn(options_.turns);
+  check_open();
+  std::vector<int32_t> in_step(static_cast<size_t>(rows));
+  std::iota(in_step.begin(), in_step.end(), static_cast<int32_t>(first - step_first_));
+  const Tensor logits = step_logits(backend_, weights_, in_step, scratch_);
+  if (logits.device == Device::host) return logits;
+  host_logits_.resize(static_cast<size_t>(logits.elements()));
+  backend_.download(host_logits_.data(), logits);
+  return Tensor(host_logits_.data(), DType::f32, {logits.shape[0], logits.shape[1]});
 }
 
 void TextPass::check_open() const { expect(!options_.turns || !options_.turns->ending(), ErrorCode::disposed, "the model is closed"); }
@@ -99,11 +103,13 @@ void TextPass::step(std::span<const int32_t> ids, int64_t first, const StepWatch
     throw;
   }
   cache_->advance(count);
+  step_first_ = first;
 }
 
 Cushion TextPass::to_cushion(CushionWindow window) const {
   const ModelConfig& config = weights_.config;
-  expect(cache_ && !scratch_.cushion && options_.precision == Precision::f32, ErrorCode::internal, "to_cushion: no plain f32 text was run");
+  expect(cache_ && !scratch_.cushion && options_.precision == Precision::f32 && pool_.dtype() == DType::f32, ErrorCode::internal,
+         "to_cushion: no plain f32 text was run");
   const auto tokens = static_cast<int64_t>(ids_.size());
   for (const LayerConfig& layer : config.layers)
     expect(tokens <= layer.window, ErrorCode::invalid_argument, "a cushion of ", tokens, " tokens is longer than the window of ",
@@ -112,7 +118,7 @@ Cushion TextPass::to_cushion(CushionWindow window) const {
   const int64_t half = config.head_dim / 2;
   for (int64_t l = 0; l < config.num_layers; ++l) {
     const Tensor &k = cushion.k[static_cast<size_t>(l)], &v = cushion.v[static_cast<size_t>(l)];
-    cache_->export_layer(l, k.data, v.data);
+    cache_->export_layer(l, {k.data, v.data});
     const std::vector<float>& inv_freq = scratch_.inv_freq[static_cast<size_t>(config.layers[static_cast<size_t>(l)].rope)];
     for (int64_t t = 0; t < tokens; ++t) {
       for (int64_t j = 0; j < half; ++j) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "model/forward.h"
@@ -18,6 +19,7 @@ struct TextPassOptions {
   int64_t chunk = 512;               // tokens of a step at most
   const Cushion* cushion = nullptr;  // stands before every text; the weights' own is not looked at
   TurnLock* turns = nullptr;         // of a backend that an engine uses too: taken for a chunk at a time
+  std::optional<DType> kv{};         // of cached keys and values; empty: the precision's
 };
 
 // Called for rows [first, first + logits.shape[0]) of the text, in order; logits: f32 [rows, vocab] on the host, valid during the call. No
@@ -41,6 +43,10 @@ class TextPass {
   // these are is closing.
   void begin();
   void append(std::span<const int32_t> ids, const LogitsSink& sink, const StepWatch& watch = {}, int64_t wanted = 0);
+  // The logits of rows of the last step, at most max_logit_rows(), counted from the beginning of the text: f32 on the host, valid until
+  // this pass is used again. For who appended without a sink.
+  Tensor logits(int64_t first, int64_t rows);
+  int64_t max_logit_rows() const { return scratch_.max_logit_rows; }
   int64_t length() const { return static_cast<int64_t>(ids_.size()); }
 
   // Remembers the text as it stands; back() returns to it, as often as wanted. A new text forgets it.
@@ -51,7 +57,7 @@ class TextPass {
   void use_cushion(const Cushion* cushion);
 
   // The keys before RoPE and the values that the last text left in the cache, as a cushion of its tokens: a hard prompt turned into one.
-  // The text must have been run with no cushion in f32 and be no longer than the shortest window.
+  // The text must have been run with no cushion in f32, cache included, and be no longer than the shortest window.
   Cushion to_cushion(CushionWindow window) const;
 
  private:
@@ -66,7 +72,8 @@ class TextPass {
   std::unique_ptr<KvCache> cache_, marked_;
   std::vector<int32_t> ids_;  // of the last text
   size_t marked_tokens_ = 0;
-  std::vector<float> host_logits_;
+  int64_t step_first_ = 0;          // of the scratch's last step
+  std::vector<float> host_logits_;  // of a device's
 };
 
 }  // namespace lapidary

@@ -451,6 +451,20 @@ TEST("cuda backend: what cannot be done is said") {
   const Placed x(*cuda, activations(DType::f32, {2, 24}, 1).t), out(*cuda, Owned(DType::f32, {2, 4}).t);
   CHECK_THROWS(cuda->linear(x.t, narrow, out.t), ErrorCode::unsupported, "multiple of 16");
   CHECK_THROWS(cuda->linear(x.t, cuda->make_linear({weights(DType::bf16, 4, 16, 1).t, nullptr}), out.t), ErrorCode::internal, "[4, 16]");
+  CHECK_THROWS(cuda->make_linear({odd.t, nullptr, scale.t, ActScheme::sequence}), ErrorCode::unsupported, "device 'cpu'");
+  const Linear pair[] = {{odd.t, nullptr, scale.t, ActScheme::sequence}, {odd.t, nullptr, scale.t, ActScheme::sequence}};
+  CHECK_THROWS(cuda->make_linears(pair, Stack::rows), ErrorCode::unsupported, "device 'cpu'");
+  CHECK_THROWS(cuda->training(), ErrorCode::unsupported, "device 'cpu'");
+  for (const DType kv : {DType::f32, DType::bf16, DType::i8}) {
+    const int64_t page_bytes = kv_page_bytes(kv, 1, 32);
+    const Buffer page = cuda->allocate_page(static_cast<size_t>(page_bytes));
+    void* pages[] = {page.memory.get()};
+    const AttentionSpan span = {0, 2, 0, {kv, pages, 1}};
+    const Placed q(*cuda, activations(DType::f32, {2, 64}, 1).t), prefix(*cuda, activations(DType::f32, {1, 3, 32}, 2).t);
+    const Placed attended(*cuda, Owned(DType::f32, {2, 64}).t);
+    AttentionExtras extras{prefix.t, prefix.t, {}, true};
+    CHECK_THROWS(cuda->attention(q.t, {&span, 1}, {2, 1, 32, 0.2f, 0, 40, &extras}, attended.t), ErrorCode::unsupported, "window 'pinned'");
+  }
   CHECK_THROWS(cuda->allocate(size_t{1} << 60), ErrorCode::out_of_memory, "free");
 }
 

@@ -14,7 +14,7 @@ const binary = process.env.LAPIDARY_BINARY ?? path.join(root, 'build/Release/lap
 const native = createRequire(import.meta.url)(binary)
 
 const loadOptions = {
-  device: 'cpu', precision: 'f32', weights: 'as-is', threads: 1, contextTokens: 0, prefillChunk: 64, maxBatchTokens: 128, maxSequences: 16, kvLimitBytes: 0, prefixCache: 0,
+  device: 'cpu', precision: 'f32', weights: 'as-is', kvCache: '', threads: 1, contextTokens: 0, prefillChunk: 64, maxBatchTokens: 128, maxSequences: 16, kvLimitBytes: 0, prefixCache: 0,
 }
 const sampling = { temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, presencePenalty: 0, frequencyPenalty: 0, logitBias: [] }
 const request = (prompt, more = {}) => ({

@@ -42,7 +42,7 @@ test('the addon has the methods that lib/native.d.ts declares', async (t) => {
   }
   const addon = require(path.join(root, 'build/Release/lapidary.node'))
   assert.deepEqual(Object.keys(addon).sort(), membersOf('NativeAddon'))
-  const options = { device: 'cpu', precision: 'bf16', weights: 'as-is', threads: 1, contextTokens: 0, prefillChunk: 64, maxBatchTokens: 64, maxSequences: 1, kvLimitBytes: 0, prefixCache: 0 }
+  const options = { device: 'cpu', precision: 'bf16', weights: 'as-is', kvCache: '', threads: 1, contextTokens: 0, prefillChunk: 64, maxBatchTokens: 64, maxSequences: 1, kvLimitBytes: 0, prefixCache: 0 }
   const model = await addon.loadModel(path.join(root, 'models/tiny'), options, null)
   t.after(() => model.close())
   assert.deepEqual(methodsOf(model), membersOf('NativeModel'))

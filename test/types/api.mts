@@ -1,6 +1,6 @@
 // Compiled, never run: every public function used as its types allow, and refused where they do not.
 import {
-  type Activations, type Chat, type ChoiceScores, type Device, type DivergenceByPosition, type ErrorCode, type GeneratedPart, type GenerateResult,
+  type Activations, type Chat, type ChoiceScores, type CushionReport, type Device, type DivergenceByPosition, type ErrorCode, type GeneratedPart, type GenerateResult,
   type Inspection, LapidaryError, type Likelihood, type LikelihoodByPosition, type MemoryEstimate, type Message, type Model, type Quantized, type Run, type Tokenizer,
   devices, estimateMemory, inspect, loadModel, loadTokenizer, probabilities,
 } from 'lapidary'
@@ -9,7 +9,7 @@ import * as ops from 'lapidary/ops'
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
 function same<A, B>(_: Same<A, B>): void {}
 
-const model: Model = await loadModel('models/tiny', { device: 'cpu', precision: 'f32', threads: 2, onProgress: ({ loaded, total }) => loaded / total })
+const model: Model = await loadModel('models/tiny', { device: 'cpu', precision: 'f32', kvCache: 'int8', threads: 2, onProgress: ({ loaded, total }) => loaded / total })
 // @ts-expect-error no such device
 await loadModel('models/tiny', { device: 'gpu' })
 // @ts-expect-error no such option
@@ -38,6 +38,10 @@ const { perplexity, within }: LikelihoodByPosition = await model.perplexity(['a'
 same<typeof within, Likelihood>(true)
 const small: Quantized = await model.quantize({ scheme: 'w8a8', activations: 'static', smooth: 0.5, calibration: ['a', [1, 2]], prefix: null, onProgress: ({ phase, secondsLeft }) => `${phase} ${secondsLeft}` })
 const { report: { sites } } = small
+const { report: { cushionReport } } = await model.quantize({ weights: 'tensor', activations: 'tensor', cushion: { search: { texts: ['a'], tau: 0.4 }, tune: true } })
+same<typeof cushionReport, CushionReport | null>(true)
+// @ts-expect-error progress is told for the whole
+await model.quantize({ cushion: { search: { texts: ['a'], onProgress() {} } } })
 await small.save('out', { signal: AbortSignal.abort() })
 const apart: DivergenceByPosition = await model.divergence(model, ['a'], { onProgress: ({ done, total }) => done / total })
 const [scores]: ChoiceScores[] = await model.scoreChoices([{ prompt: 'a', choices: ['b'] }], { signal: new AbortController().signal })

@@ -9,6 +9,7 @@
 #include "model/golden_checks.h"
 #include "model/tiny_checkpoint.h"
 #include "ops/int8.h"
+#include "runtime/engine_core.h"
 
 namespace lapidary::test {
 namespace {
@@ -141,6 +142,7 @@ TEST("quantize: a saved model reads back with the logits of the one in memory") 
     const std::vector<int32_t> ids = some_ids(o.config().vocab, 40, 5);
     const std::shared_ptr<const Cushion> cushion = some_cushion(o);
     const std::vector<float> wanted = logits_of(o.model, Precision::f32, ids);
+    std::set<std::string> models = {model_fingerprint(*o.model.weights)};
     for (const QuantizeOptions& options : std::vector<QuantizeOptions>{
              {},
              {.activations = ActScheme::none, .embedding = true},
@@ -157,12 +159,35 @@ TEST("quantize: a saved model reads back with the logits of the one in memory") 
       for (const std::string backend : {"reference", "cpu"}) {
         const Loaded held = load_quantised(*model, backend), back = load(target, backend);
         CHECK((back.weights->cushion != nullptr) == (options.cushion != nullptr));
+        // Sessions of one are not taken for another's.
+        const std::string fingerprint = model_fingerprint(*back.weights);
+        CHECK(model_fingerprint(*held.weights) == fingerprint && models.insert(fingerprint).second == (backend == "reference"));
         const std::vector<float> a = logits_with_cushion(held, ids), b = logits_with_cushion(back, ids);
         CHECK_MSG(same_bits(a, b), name << ' ' << backend << ": " << relative_error(b, a));
         // int8 is near the original, but not the original.
         if (!options.cushion)
           CHECK_MSG(relative_error(a, wanted) < 0.2 && relative_error(a, wanted) > 1e-4, name << ' ' << relative_error(a, wanted));
       }
+    }
+  }
+}
+
+TEST("quantize: the original's embedding is not made twice") {
+  for (const std::string name : {"gemma3-tiny", "gemma2-tiny"}) {
+    const Original o = open_original(name);
+    const std::vector<int32_t> ids = some_ids(o.config().vocab, 20, 5);
+    for (const bool embedding : {false, true}) {
+      const auto model = o.quantize({.embedding = embedding});
+      const Loaded apart = load_quantised(*model, "cpu");
+      Loaded beside{make_backend("cpu"), nullptr};
+      beside.weights = load_weights(model->path(), *beside.backend, {}, {.transform = model.get(), .original = o.model.weights});
+      const Linear &mine = beside.weights->embedding, &theirs = o.model.weights->embedding, &other = apart.weights->embedding;
+      const auto memory = [](const Linear& w) { return w.packed ? static_cast<const void*>(w.packed.get()) : w.weight.data; };
+      CHECK((memory(mine) == memory(theirs)) == !embedding);
+      CHECK(memory(mine) == memory(beside.weights->head) && beside.weights->file_bytes == apart.weights->file_bytes);
+      CHECK(!other.packed || memory(other) != memory(theirs));
+      CHECK(beside.weights->content_hash == apart.weights->content_hash);
+      CHECK(same_bits(logits_of(beside, Precision::f32, ids), logits_of(apart, Precision::f32, ids)));
     }
   }
 }

@@ -109,6 +109,33 @@ TEST("cushion: reference and cpu agree in both modes far beyond the window, what
   }
 }
 
+TEST("cushion: an int8 cache leaves it as it is") {
+  for (const std::string backend : {"reference", "cpu"}) {
+    const OpenModel m = open_model("gemma3-tiny", backend);
+    const std::vector<int32_t> text = some_text(m.config().vocab, 40, 3);
+    TextPass maker(*m.backend, *m.weights, {});
+    maker.run(some_text(m.config().vocab, 2, 4), nullptr);
+    // One large value in every row: int8 would have no steps left for the others.
+    Cushion cushion = maker.to_cushion(CushionWindow::pinned), rounded = maker.to_cushion(CushionWindow::pinned);
+    const int64_t dim = m.config().head_dim;
+    for (size_t l = 0; l < cushion.v.size(); ++l) {
+      for (int64_t row = 0; row < cushion.v[l].elements() / dim; ++row) {
+        float *exact = cushion.v[l].as<float>() + row * dim, *coarse = rounded.v[l].as<float>() + row * dim;
+        exact[0] = coarse[0] = 300;
+        const float scale = 300.0f / 127;
+        for (int64_t i = 0; i < dim; ++i) coarse[i] = std::nearbyint(coarse[i] / scale) * scale;
+      }
+    }
+    const auto logits_with = [&](const Cushion& c, DType kv) {
+      TextPass pass(*m.backend, *m.weights, {.cushion = &c, .kv = kv});
+      return logits_of(pass, text);
+    };
+    const std::vector<float> wanted = logits_with(cushion, DType::f32);
+    const double kept = distance(logits_with(cushion, DType::i8), wanted), lost = distance(logits_with(rounded, DType::f32), wanted);
+    CHECK_MSG(kept > 0 && kept < 0.3 * lost, backend << ": an int8 cache is " << kept << " away, an int8 cushion would be " << lost);
+  }
+}
+
 TEST("cushion: a file gives back what was written, and a damaged or foreign one is refused") {
   const OpenModel m = open_model("gemma3-tiny", "reference");
   TextPass pass(*m.backend, *m.weights, {});

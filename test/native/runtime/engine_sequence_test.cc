@@ -63,27 +63,30 @@ TEST("sequence: rewound, within what rings remember and beyond, it is as if neve
 
 TEST("sequence: a kept prefix is found again, and changes nothing but the time") {
   const Model model = golden_model("gemma2-tiny", "cpu");
-  EngineOptions options = f32_options(32);
-  const auto plain = model.engine(options);
-  options.prefix_cache = 2;
-  const auto keeping = model.engine(options);
-  const auto a = some_ids(70, 1);
-  const auto check = [&](const std::vector<int32_t>& prompt, int64_t cached) {
-    const auto got = run_to_end(*keeping, greedy_request(prompt, 25));
-    CHECK_MSG(got->outcome.usage.cached_tokens == cached, got->outcome.usage.cached_tokens << " cached, expected " << cached);
-    const auto want = run_to_end(*plain, greedy_request(prompt, 25));
-    CHECK(want->outcome.usage.cached_tokens == 0);
-    CHECK(same_run(*want, *got));
-    return got;
-  };
-  const auto first = check(a, 0);
-  check(a, 69);                                                      // all but the last, whose logits are wanted
-  check(joined(joined(a, first->tokens), some_ids(5, 9)), 70 + 24);  // the last generated token was not cached
-  check(joined(std::vector<int32_t>(a.begin(), a.begin() + 40), some_ids(50, 3)), 40);
-  check(some_ids(30, 5), 0);
-  check({a[0]}, 0);
-  CHECK(run_to_end(*keeping, score_request(RunKind::logits, a))->outcome.usage.cached_tokens == 0);
-  CHECK(plain->memory().kv_bytes == 0 && keeping->memory().kv_bytes > 0);
+  for (const DType kv : {DType::f32, DType::i8}) {
+    EngineOptions options = f32_options(32);
+    options.kv = kv;
+    const auto plain = model.engine(options);
+    options.prefix_cache = 2;
+    const auto keeping = model.engine(options);
+    const auto a = some_ids(70, 1);
+    const auto check = [&](const std::vector<int32_t>& prompt, int64_t cached) {
+      const auto got = run_to_end(*keeping, greedy_request(prompt, 25));
+      CHECK_MSG(got->outcome.usage.cached_tokens == cached, got->outcome.usage.cached_tokens << " cached, expected " << cached);
+      const auto want = run_to_end(*plain, greedy_request(prompt, 25));
+      CHECK(want->outcome.usage.cached_tokens == 0);
+      CHECK(same_run(*want, *got));
+      return got;
+    };
+    const auto first = check(a, 0);
+    check(a, 69);                                                      // all but the last, whose logits are wanted
+    check(joined(joined(a, first->tokens), some_ids(5, 9)), 70 + 24);  // the last generated token was not cached
+    check(joined(std::vector<int32_t>(a.begin(), a.begin() + 40), some_ids(50, 3)), 40);
+    check(some_ids(30, 5), 0);
+    check({a[0]}, 0);
+    CHECK(run_to_end(*keeping, score_request(RunKind::logits, a))->outcome.usage.cached_tokens == 0);
+    CHECK(plain->memory().kv_bytes == 0 && keeping->memory().kv_bytes > 0);
+  }
 }
 
 TEST("sequence: what rings have forgotten is not taken for a prefix") {

@@ -214,9 +214,11 @@ TEST("engine: a context of 20,000 tokens equals one step over all of them, at sa
 
 TEST("engine: the memory estimate is what a full context takes") {
   const Model model = golden_model("gemma3-tiny", "cpu");
-  for (const Precision precision : {Precision::f32, Precision::bf16}) {
+  using Kind = std::pair<Precision, std::optional<DType>>;
+  for (const auto& [precision, kv] : {Kind{Precision::f32, {}}, Kind{Precision::bf16, {}}, Kind{Precision::bf16, DType::i8}}) {
     EngineOptions options = f32_options(32);
     options.precision = precision;
+    options.kv = kv;
     options.context = 200;
     const auto engine = model.engine(options);
     const MemoryEstimate estimate = estimate_memory(model.weights->config, model.weights->file_bytes, options, 2);
@@ -247,6 +249,9 @@ TEST("engine: options are completed and checked") {
   CHECK(engine->options().context == 1024 && engine->options().prefill_chunk == 1024 && engine->options().max_batch_tokens == 1024);
   options.context = 2000;
   CHECK_THROWS(model.engine(options), ErrorCode::invalid_argument, "at most 1024");
+  options = {};
+  options.kv = DType::f16;
+  CHECK_THROWS(model.engine(options), ErrorCode::invalid_argument, "a cache of f16");
   options = {};
   options.prefill_chunk = 0;
   CHECK_THROWS(model.engine(options), ErrorCode::invalid_argument, "prefill chunk is 0");

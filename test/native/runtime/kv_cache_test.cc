@@ -218,15 +218,65 @@ TEST("kv cache: export and import carry what the next token needs, between cache
     for (int64_t l = 0; l < config.num_layers; ++l) {
       const size_t bytes = static_cast<size_t>((length - from.first_retained(l)) * kHeads * kDim * 4);
       std::vector<std::byte> k(bytes), v(bytes);
-      from.export_layer(l, k.data(), v.data());
+      from.export_layer(l, {k.data(), v.data()});
       CHECK(to.first_retained(l) == from.first_retained(l));
-      to.import_layer(l, k.data(), v.data());
+      to.import_layer(l, {k.data(), v.data()});
     }
     CHECK_MSG(intact(config, to, tokens), "length " << length);
     CHECK(to.rewind_limit() == (length > 19 ? length : to.rewind_limit()));
     append(to, tokens, repeat(7, 5));
     append(to, tokens, repeat(7, 6));
     CHECK_MSG(intact(config, to, tokens), "length " << length << " and 14 more");
+  }
+}
+
+TEST("kv cache: export and import of int8 carry numbers and scales") {
+  const ModelConfig config = config_with({20, kNoWindow});
+  const std::unique_ptr<Backend> backend = make_reference_backend();
+  PagePool pool(*backend, config, DType::i8, 0);
+  CHECK(pool.page_bytes() == 2 * kHeads * kPageTokens * (kDim + 4));
+  // Part 0 is keys, 1 values: the numbers' place in a page, and the scales' behind all numbers.
+  const auto each = [&](const KvCache& cache, int64_t first, const auto& visit) {
+    for (size_t l = 0; l < cache.views().size(); ++l) {
+      const KvView& view = cache.views()[l];
+      for (int64_t p = std::max(first, cache.first_retained(static_cast<int64_t>(l))); p < cache.length(); ++p) {
+        auto* page = static_cast<std::byte*>(view.pages[p / kPageTokens % view.num_pages]);
+        for (int64_t part = 0; part < 2; ++part) {
+          for (int64_t h = 0; h < kHeads; ++h) {
+            const int64_t row = (part * kHeads + h) * kPageTokens + p % kPageTokens,
+                          what = ((part * 7 + h) * 5 + p) * 3 + static_cast<int64_t>(l);
+            visit(reinterpret_cast<int8_t*>(page) + row * kDim, reinterpret_cast<float*>(page + 2 * kHeads * kPageTokens * kDim) + row,
+                  what);
+          }
+        }
+      }
+    }
+  };
+  for (const int64_t length : {1, 20, 64, 65, 300}) {
+    KvCache from(pool, config, 64), to(pool, config, 7);
+    while (from.length() < length) {
+      const int64_t first = from.length(), more = std::min<int64_t>(33, length - first);
+      from.reserve(more);
+      from.advance(more);
+      each(from, first, [](int8_t* numbers, float* scale, int64_t what) {
+        for (int64_t d = 0; d < kDim; ++d) numbers[d] = static_cast<int8_t>(what * 13 + d);
+        *scale = static_cast<float>(what);
+      });
+    }
+    to.import_begin(length);
+    for (int64_t l = 0; l < config.num_layers; ++l) {
+      const size_t rows = static_cast<size_t>((length - from.first_retained(l)) * kHeads);
+      std::vector<std::byte> k(rows * kDim), v(rows * kDim), k_scale(rows * 4), v_scale(rows * 4);
+      from.export_layer(l, {k.data(), v.data(), k_scale.data(), v_scale.data()});
+      to.import_layer(l, {k.data(), v.data(), k_scale.data(), v_scale.data()});
+    }
+    int64_t wrong = 0, seen = 0;
+    each(to, 0, [&](const int8_t* numbers, const float* scale, int64_t what) {
+      for (int64_t d = 0; d < kDim; ++d) wrong += numbers[d] != static_cast<int8_t>(what * 13 + d);
+      wrong += *scale != static_cast<float>(what);
+      ++seen;
+    });
+    CHECK_MSG(wrong == 0 && seen > 0, "length " << length << ": " << wrong << " wrong of " << seen);
   }
 }
 

@@ -29,10 +29,13 @@ void write_bytes(const std::string& path, const std::string& bytes) { std::ofstr
 
 TEST("session file: a restored conversation goes on with the bits of the saved one, also in other chunks") {
   for (const char* name : {"gemma2-tiny", "gemma3-tiny"}) {
-    for (const Precision precision : {Precision::f32, Precision::bf16}) {
+    using Kind = std::pair<Precision, std::optional<DType>>;
+    for (const auto& [precision, kv] :
+         {Kind{Precision::f32, {}}, Kind{Precision::bf16, {}}, Kind{Precision::f32, DType::i8}, Kind{Precision::bf16, DType::i8}}) {
       const Model model = golden_model(name, "cpu");
       EngineOptions options = f32_options(32);
       options.precision = precision;
+      options.kv = kv;
       const std::string path = temporary_folder() + "/conversation";
       for (const size_t length : {1, 15, 16, 17, 64, 200}) {
         std::vector<int32_t> tokens;
@@ -95,6 +98,9 @@ TEST("session file: of another model, precision or context it is refused") {
   options.precision = Precision::bf16;
   CHECK_THROWS(model.engine(options)->restore(path), ErrorCode::bad_file, "precision");
   options.precision = Precision::f32;
+  options.kv = DType::i8;
+  CHECK_THROWS(model.engine(options)->restore(path), ErrorCode::bad_file, "saved with precision f32, the model is loaded with i8");
+  options.kv = {};
   options.context = 50;
   CHECK_THROWS(model.engine(options)->restore(path), ErrorCode::bad_file, "62 tokens, the context holds 50");
   CHECK_THROWS(engine->restore(path + "-missing"), ErrorCode::bad_file, "conversation-missing");
