@@ -28,6 +28,8 @@
    rope_angles,                \
    block_maxima,               \
    block_units,                \
+   bucket_units,               \
+   find_between,               \
    attend,                     \
    attend_scratch_floats,      \
    merge,                      \
