@@ -6,7 +6,8 @@
 namespace lapidary::cpu {
 namespace {
 
-// Whole: sixteen uint64. whole: numbers from 0 to 2^62, rounded down. from: a where x >= low, elsewhere 0. between: bit i: low <= x <= high.
+// Whole: sixteen uint64. whole: numbers from 0 to 2^62, rounded down. from: a where x >= low, elsewhere 0. between: bit i: low <= x <=
+// high.
 #if defined(__AVX512F__)
 
 struct Whole {
@@ -58,8 +59,7 @@ LAPIDARY_INLINE V from(V x, V low, V a) {
   return {_mm256_and_ps(_mm256_cmp_ps(x.lo, low.lo, _CMP_GE_OQ), a.lo), _mm256_and_ps(_mm256_cmp_ps(x.hi, low.hi, _CMP_GE_OQ), a.hi)};
 }
 LAPIDARY_INLINE uint32_t between8(__m256 x, __m256 low, __m256 high) {
-  return static_cast<uint32_t>(
-      _mm256_movemask_ps(_mm256_and_ps(_mm256_cmp_ps(x, low, _CMP_GE_OQ), _mm256_cmp_ps(x, high, _CMP_LE_OQ))));
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_and_ps(_mm256_cmp_ps(x, low, _CMP_GE_OQ), _mm256_cmp_ps(x, high, _CMP_LE_OQ))));
 }
 LAPIDARY_INLINE uint32_t between(V x, V low, V high) { return between8(x.lo, low.lo, high.lo) | between8(x.hi, low.hi, high.hi) << 8; }
 

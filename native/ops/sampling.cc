@@ -35,7 +35,7 @@ struct Scratch {
   std::vector<uint64_t> units;    // likewise, when wanted
   std::vector<uint64_t> parts;    // units by part and bucket
   std::vector<int32_t> found;
-  std::vector<int32_t> counts;    // all zero between calls
+  std::vector<int32_t> counts;  // all zero between calls
   std::vector<Candidate> candidates, boundary;
   std::vector<float> selection;
 };
@@ -303,8 +303,8 @@ void filter(Scratch& s, const SamplingSettings& settings, float top, const Sampl
   if (settings.min_p > 0) std::erase_if(s.candidates, [&](const Candidate& c) { return c.weight < settings.min_p; });
 }
 
-// The first token from block `first` on at whose end the sum of units, `sum` before that block, exceeds `target`. s.units holds the units of
-// the blocks from there on, of those tokens alone for which keeps(id, logit).
+// The first token from block `first` on at whose end the sum of units, `sum` before that block, exceeds `target`. s.units holds the units
+// of the blocks from there on, of those tokens alone for which keeps(id, logit).
 template <typename Keeps>
 int32_t draw_from_blocks(const Scratch& s, size_t first, uint64_t sum, uint64_t target, float top, float temperature, int unit_bits,
                          const Keeps& keeps) {
@@ -463,7 +463,8 @@ void SamplingLoops::bucket_units(std::span<const float> x, float top, float temp
   std::fill(sums.begin(), sums.end(), 0);
   for (size_t i = 0; i < x.size(); ++i) {
     const float z = sampling::scaled_logit(x[i], top, temperature);
-    sums[i / kPart * sampling::kBuckets + static_cast<size_t>(sampling::bucket_of(z))] += sampling::units_of(sampling::weight_of(z), unit_bits);
+    sums[i / kPart * sampling::kBuckets + static_cast<size_t>(sampling::bucket_of(z))] +=
+        sampling::units_of(sampling::weight_of(z), unit_bits);
   }
 }
 

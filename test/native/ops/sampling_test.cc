@@ -202,7 +202,8 @@ TEST("sampling: a draw from the top p is the one by sorting all units") {
       std::vector<float> logits = normal_logits(vocab, static_cast<uint32_t>(vocab) + 1, deviation);
       for (size_t i = 0; i < vocab; i += 3) logits[i] = std::round(logits[i]);  // ties
       if (vocab > 2) logits[vocab / 2] = -kInfinity;
-      for (const auto& [top_p, temperature] : std::vector<std::pair<float, float>>{{0.9f, 1}, {0.3f, 2}, {0.9999f, 0.7f}, {0, 1}, {0.5f, 1e-30f}}) {
+      for (const auto& [top_p, temperature] :
+           std::vector<std::pair<float, float>>{{0.9f, 1}, {0.3f, 2}, {0.9999f, 0.7f}, {0, 1}, {0.5f, 1e-30f}}) {
         const float top = *std::max_element(logits.begin(), logits.end());
         const int bits = sampling::unit_bits(static_cast<int64_t>(vocab));
         std::vector<uint64_t> units(vocab);
@@ -230,7 +231,8 @@ TEST("sampling: a draw from the top p is the one by sorting all units") {
           }
           const SampleResult got = sample_token(logits, r);
           CHECK_MSG(got.id == static_cast<int32_t>(want), "vocabulary " << vocab << ", deviation " << deviation << ", p " << top_p
-                                                                       << ", temperature " << temperature << ": " << got.id << ", not " << want);
+                                                                        << ", temperature " << temperature << ": " << got.id << ", not "
+                                                                        << want);
         }
       }
     }
