@@ -154,7 +154,9 @@ struct Kernels {
 
   // The passes of SamplingLoops over part of a vocabulary that begins at a block.
   bool (*block_maxima)(const float* x, int64_t n, int64_t block, float* maxima);
-  void (*block_units)(const float* x, int64_t n, int64_t block, float top, float temperature, float unit, uint64_t* sums);
+  void (*block_units)(const float* x, int64_t n, int64_t block, float low, float top, float temperature, float unit, uint64_t* sums);
+  void (*bucket_units)(const float* x, int64_t n, float top, float temperature, float unit, uint64_t* buckets);
+  int64_t (*find_between)(const float* x, int64_t n, float low, float high, int32_t* indices);
 
   // Partitions [p0, p1) of the tile's keys -> state; not fresh: merged into what it holds, each in turn.
   void (*attend)(const AttentionTile& tile, int64_t p0, int64_t p1, bool fresh, const AttentionState& state, float* scratch);

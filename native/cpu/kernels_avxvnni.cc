@@ -1,20 +1,22 @@
-// The int8 products for AVX2 with AVX-VNNI; compiled with those flags.
+// The int8 and block products for AVX2 with AVX-VNNI; compiled with those flags.
 #if defined(__GNUC__)
 #pragma GCC diagnostic ignored "-Wunused-function"  // most of simd_avx2.h and kernels_math.h
 #endif
 
 #define LAPIDARY_VNNI
 #define LAPIDARY_SIMD_HEADER "cpu/simd_avx2.h"
+#define LAPIDARY_SIMD_WORDS_HEADER "cpu/simd_words_avx2.h"
 #define LAPIDARY_SIMD_INT_HEADER "cpu/simd_int_avx2.h"
+#include "cpu/kernels_packed_blocks.h"
 #include "cpu/kernels_packed_int8.h"
 
 namespace lapidary::cpu {
 namespace {
 
-constexpr const PackedKernel* kList[] = {&kPackedInt8Kernel};
+constexpr const PackedKernel* kList[] = {&kPackedInt8Kernel, LAPIDARY_BLOCK_KERNELS(kBlocksKernel)};
 
 }  // namespace
 
-extern const PackedKernels kAvxVnniPacked = {kList, 1};
+extern const PackedKernels kAvxVnniPacked = {kList, sizeof kList / sizeof *kList};
 
 }  // namespace lapidary::cpu

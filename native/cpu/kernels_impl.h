@@ -11,27 +11,9 @@
 #include "cpu/kernels_probe.h"
 #include "cpu/kernels_sampling.h"
 
-#define LAPIDARY_KERNELS(name) \
-  {name,                       \
-   widen,                      \
-   round_to_bf16,              \
-   linear,                     \
-   linear_scratch_floats,      \
-   rms_norm,                   \
-   scale,                      \
-   add_rows,                   \
-   soft_cap,                   \
-   absolute_max,               \
-   quantize_int8,              \
-   geglu,                      \
-   rope,                       \
-   rope_angles,                \
-   block_maxima,               \
-   block_units,                \
-   attend,                     \
-   attend_scratch_floats,      \
-   merge,                      \
-   finish,                     \
-   kProbes,                    \
-   {kPackedKernels},           \
-   kTrainingKernels}
+#define LAPIDARY_KERNELS(name)                                                          \
+  {name,          widen,        round_to_bf16, linear,           linear_scratch_floats, \
+   rms_norm,      scale,        add_rows,      soft_cap,         absolute_max,          \
+   quantize_int8, geglu,        rope,          rope_angles,      block_maxima,          \
+   block_units,   bucket_units, find_between,  attend,           attend_scratch_floats, \
+   merge,         finish,       kProbes,       {kPackedKernels}, kTrainingKernels}

@@ -214,29 +214,46 @@ LAPIDARY_INLINE void slice_tile_of(int64_t tokens, const SliceTask& task, int64_
   }
 }
 
-// P panels from p on, all tokens. scratch: a slice, then the totals.
+// P panels from p on: what blocks [b, b + count) add to the totals of all tokens.
 template <class Form, int P>
-void blocks_sliced(const PackedTask& task, int64_t p, float* scratch) {
-  BlockSlice& slice = *reinterpret_cast<BlockSlice*>(scratch);
-  float* totals = scratch + sizeof(BlockSlice) / sizeof(float);
+void add_slice(const PackedTask& task, int64_t p, int64_t b, int64_t count, BlockSlice& slice, float* totals) {
   const int64_t blocks = blocks_padded<Form>(task.k), stride = blocks_input_bytes<Form>(task.k);
+  for (int i = 0; i < P; ++i) unpack_blocks<Form, P>(task.panels + (p + i) * task.panel_bytes, b, count, i, slice);
+  const std::byte* input_blocks = task.input + blocks * kInputPairBytes + b * static_cast<int64_t>(sizeof(InputBlock));
+  const SliceTask part{&slice, count, task.input + b * kInputPairBytes, input_blocks, stride, totals, b == 0};
   // Tiles of about equal size: a chain alone waits for its own sums.
   const int64_t tiles = (task.tokens + kBlockTokens - 1) / kBlockTokens, least = task.tokens / tiles, larger = task.tokens % tiles;
-  for (int64_t b = 0; b < blocks; b += kSliceBlocks) {
-    const int64_t count = blocks - b < kSliceBlocks ? blocks - b : kSliceBlocks;
-    for (int i = 0; i < P; ++i) unpack_blocks<Form, P>(task.panels + (p + i) * task.panel_bytes, b, count, i, slice);
-    const std::byte* input_blocks = task.input + blocks * kInputPairBytes + b * static_cast<int64_t>(sizeof(InputBlock));
-    const SliceTask part{&slice, count, task.input + b * kInputPairBytes, input_blocks, stride, totals, b == 0};
-    for (int64_t i = 0, token = 0; i < tiles; ++i) {
-      const int64_t tokens = least + (i < larger);
-      slice_tile_of<Form::kMinimum, P, kBlockTokens>(tokens, part, token);
-      token += tokens;
-    }
+  for (int64_t i = 0, token = 0; i < tiles; ++i) {
+    const int64_t tokens = least + (i < larger);
+    slice_tile_of<Form::kMinimum, P, kBlockTokens>(tokens, part, token);
+    token += tokens;
   }
-  for (int i = 0; i < P; ++i) {
-    const int64_t first = (p + i) * kPackedRows, rows = lanes_left(first, task.n);
-    for (int64_t t = 0; t < task.tokens; ++t)
-      store_lanes(task.out + t * task.out_stride + first - task.out_first, load(totals + (t * P + i) * 16), rows);
+}
+
+// Panels that meet a slice of the inputs one after another, while it stays in the second-level cache.
+constexpr int64_t kJoinedPanels = 8;
+
+// Panels [p, p + count), at most kJoinedPanels, all tokens. scratch: a slice, then the totals, [count][tokens][16 rows] but for neighbours
+// that are multiplied at once: [tokens][kBlockPanels][16 rows].
+template <class Form>
+void blocks_sliced(const PackedTask& task, int64_t p, int64_t count, float* scratch) {
+  BlockSlice& slice = *reinterpret_cast<BlockSlice*>(scratch);
+  float* totals = scratch + sizeof(BlockSlice) / sizeof(float);
+  const int64_t blocks = blocks_padded<Form>(task.k), paired = count / kBlockPanels * kBlockPanels, panel_floats = task.tokens * 16;
+  for (int64_t b = 0; b < blocks; b += kSliceBlocks) {
+    const int64_t several = blocks - b < kSliceBlocks ? blocks - b : kSliceBlocks;
+    for (int64_t i = 0; i < paired; i += kBlockPanels)
+      add_slice<Form, kBlockPanels>(task, p + i, b, several, slice, totals + i * panel_floats);
+    for (int64_t i = paired; i < count; ++i) add_slice<Form, 1>(task, p + i, b, several, slice, totals + i * panel_floats);
+  }
+  const int64_t first = p * kPackedRows;
+  for (int64_t t = 0; t < task.tokens; ++t) {
+    float* out = task.out + t * task.out_stride + first - task.out_first;
+    for (int64_t i = 0; i < count; ++i) {
+      const float* from = i < paired ? totals + (i - i % kBlockPanels) * panel_floats + (t * kBlockPanels + i % kBlockPanels) * 16
+                                     : totals + i * panel_floats + t * 16;
+      store_lanes(out + i * 16, load(from), lanes_left(first + i * kPackedRows, task.n));
+    }
   }
 }
 
@@ -254,12 +271,11 @@ void blocks_multiply(const PackedTask& task, int64_t p0, int64_t p1, float* scra
   if (task.tokens <= kBlockDirectTokens) {
     for (; p < p1; ++p) blocks_direct_of<Form, kBlockDirectTokens>(task, p);
   }
-  for (; p + kBlockPanels <= p1; p += kBlockPanels) blocks_sliced<Form, kBlockPanels>(task, p, scratch);
-  for (; p < p1; ++p) blocks_sliced<Form, 1>(task, p, scratch);
+  for (; p < p1; p += kJoinedPanels) blocks_sliced<Form>(task, p, p1 - p < kJoinedPanels ? p1 - p : kJoinedPanels, scratch);
 }
 
 size_t blocks_scratch(int64_t tokens, int64_t) {
-  return sizeof(BlockSlice) / sizeof(float) + static_cast<size_t>(tokens * kBlockPanels * 16);
+  return sizeof(BlockSlice) / sizeof(float) + static_cast<size_t>(tokens * kJoinedPanels * 16);
 }
 
 template <class Form>

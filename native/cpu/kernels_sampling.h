@@ -1,7 +1,8 @@
-// The sampler's two passes over a vocabulary. Part of kernels_impl.h.
+// The sampler's passes over a vocabulary. Part of kernels_impl.h.
 #pragma once
 
-#include "cpu/kernels_math.h"
+#include "cpu/simd_whole.h"
+#include "ops/sampling_math.h"  // its constants alone: see kernels.h
 
 namespace lapidary::cpu {
 namespace {
@@ -44,22 +45,75 @@ LAPIDARY_INLINE V sampling_weight(V z) {
   return mul(mul(add(set1(1), add(r, mul(mul(r, r), p))), a), b);
 }
 
-// Σ units of each `block` elements -> sums; unit = 2^unit_bits (sampling::units_of).
-void block_units(const float* x, int64_t n, int64_t block, float top, float temperature, float unit, uint64_t* sums) {
+// What turns logits into units, 2^unit_bits being `unit` (sampling::units_of).
+struct UnitsOf {
+  V top, temperature, unit;
+  bool divides;  // by a temperature other than 1
+
+  UnitsOf(float t, float degrees, float u) : top(set1(t)), temperature(set1(degrees)), unit(set1(u)), divides(degrees != 1) {}
+  LAPIDARY_INLINE V scaled(V x) const {
+    const V z = sub(x, top);
+    return divides ? div(z, temperature) : z;
+  }
+  LAPIDARY_INLINE V units(V z) const { return mul(sampling_weight(z), unit); }
+};
+
+// Σ units of those of each `block` elements that are not below `low` -> sums.
+void block_units(const float* x, int64_t n, int64_t block, float low, float top, float temperature, float unit, uint64_t* sums) {
+  const UnitsOf of(top, temperature, unit);
+  const V lowest = set1(low);
   for (int64_t b = 0; b < n; b += block) {
     const int64_t end = b + block < n ? b + block : n;
-    int64_t lanes[16] = {};
-    for (int64_t i = b; i < end; i += 16) {
-      const int64_t left = lanes_left(i, end);
-      float scaled[16];
-      store(scaled, mul(sampling_weight(div(sub(load_lanes(x + i, left), set1(top)), set1(temperature))), set1(unit)));
-      for (int64_t l = left; l < 16; ++l) scaled[l] = 0;
-      for (int l = 0; l < 16; ++l) lanes[l] += static_cast<int64_t>(scaled[l]);
+    Whole total = no_whole();
+    int64_t i = b;
+    for (; i + 16 <= end; i += 16) {
+      const V a = load(x + i);
+      total = add(total, whole(from(a, lowest, of.units(of.scaled(a)))));
     }
-    uint64_t sum = 0;
-    for (int64_t lane : lanes) sum += static_cast<uint64_t>(lane);
+    if (i < end) {
+      const V a = load_lanes(x + i, end - i), units = from(a, lowest, of.units(of.scaled(a)));
+      total = add(total, whole(keep_range(units, 0, static_cast<int>(end - i), zero())));
+    }
+    uint64_t lanes[16], sum = 0;
+    store_whole(lanes, total);
+    for (uint64_t lane : lanes) sum += lane;
     *sums++ = sum;
   }
+}
+
+// Units by bucket (sampling::bucket_of).
+void bucket_units(const float* x, int64_t n, float top, float temperature, float unit, uint64_t* buckets) {
+  const UnitsOf of(top, temperature, unit);
+  const V scale = set1(sampling::kBucketScale), last = set1(sampling::kBuckets - 1), magic = set1(kRoundingMagic);
+  std::memset(buckets, 0, sampling::kBuckets * sizeof *buckets);
+  for (int64_t i = 0; i < n; i += 16) {
+    const int64_t left = lanes_left(i, n);
+    const V z = of.scaled(load_lanes(x + i, left));
+    float moved[16];
+    uint64_t units[16];
+    uint32_t at[16];
+    store(moved, add(min(mul(z, scale), last), magic));
+    store_whole(units, whole(of.units(z)));
+    std::memcpy(at, moved, sizeof at);
+    if (left == 16) {
+      LAPIDARY_UNROLL for (int l = 0; l < 16; ++l) buckets[at[l] - kRoundingMagicBits] += units[l];
+    } else {
+      for (int64_t l = 0; l < left; ++l) buckets[at[l] - kRoundingMagicBits] += units[l];
+    }
+  }
+}
+
+// Indices of elements from `low` to `high`, rising -> indices; gives their number.
+int64_t find_between(const float* x, int64_t n, float low, float high, int32_t* indices) {
+  const V lowest = set1(low), highest = set1(high);
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += 16) {
+    const int64_t left = lanes_left(i, n);
+    uint32_t found = between(load_lanes(x + i, left), lowest, highest);
+    if (left < 16) found &= (1u << left) - 1;
+    for (; found != 0; found &= found - 1) indices[count++] = static_cast<int32_t>(i + __builtin_ctz(found));
+  }
+  return count;
 }
 
 }  // namespace

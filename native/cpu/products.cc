@@ -11,13 +11,18 @@ namespace {
 // Tokens of a unit at most: their input stays in the second-level cache while panels pass by.
 constexpr int64_t kUnitTokens = 512, kLeastUnitTokens = 64;
 constexpr int64_t kUnitsPerThread = 4;
+// Many tokens: units of block kernels, whose inputs are large, are joined up to so many at a time where threads still find enough of them.
+constexpr int64_t kMostJoined = 4;
 
 // The panels of one weight, `unit_panels` at a time, times blocks of tokens; the units that share panels follow each other.
 struct Cut {
   int64_t unit_panels, unit_tokens, token_blocks;
 
   Cut(const PreparedInput& input, int64_t all_panels, int threads) : unit_panels(input.kernel->unit_panels) {
-    const int64_t panel_units = std::max<int64_t>(all_panels / unit_panels, 1), wanted = threads * kUnitsPerThread;
+    const int64_t wanted = threads * kUnitsPerThread;
+    const bool blocks_of_many = dtype_info(input.kernel->weight).block_elements > 1 && input.tokens >= kLeastUnitTokens;
+    if (blocks_of_many) unit_panels *= std::clamp<int64_t>(all_panels / unit_panels / (2 * wanted), 1, kMostJoined);
+    const int64_t panel_units = std::max<int64_t>(all_panels / unit_panels, 1);
     const int64_t fewest = (input.tokens + kUnitTokens - 1) / kUnitTokens, most = std::max<int64_t>(input.tokens / kLeastUnitTokens, 1);
     const int64_t blocks = std::max(std::min((wanted + panel_units - 1) / panel_units, most), fewest);
     unit_tokens = padded((input.tokens + blocks - 1) / blocks);

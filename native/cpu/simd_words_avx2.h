@@ -11,7 +11,12 @@ struct W {
 };
 
 // Register tiles of kernels_packed_blocks.h: tokens by panels; 16 registers.
-constexpr int kBlockTokens = 4, kBlockPanels = 1, kPairUnroll = 1;  // more, and gcc 12 adds the products up out of order, which spills
+constexpr int kBlockTokens = 4, kBlockPanels = 1;
+#ifdef LAPIDARY_VNNI
+constexpr int kPairUnroll = 4;
+#else
+constexpr int kPairUnroll = 1;  // more, and gcc 12 adds the products up out of order, which spills
+#endif
 
 LAPIDARY_INLINE W load_words(const void* p) { return {load256(p, 0), load256(p, 1)}; }
 LAPIDARY_INLINE void store_words(void* p, W a) {
@@ -58,7 +63,12 @@ LAPIDARY_INLINE W mul(W a, W b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256
 LAPIDARY_INLINE W sub_pairs(W a, W b) { return {_mm256_sub_epi16(a.lo, b.lo), _mm256_sub_epi16(a.hi, b.hi)}; }
 LAPIDARY_INLINE W mul_pairs(W a, W b) { return {_mm256_mullo_epi16(a.lo, b.lo), _mm256_mullo_epi16(a.hi, b.hi)}; }
 LAPIDARY_INLINE W dot_pairs(W sum, W a, W b) {
-#ifdef LAPIDARY_VNNI
+#if defined(LAPIDARY_VNNI) && (defined(__GNUC__) || defined(__clang__))
+  // gcc 12 copies every sum to and fro around the intrinsic.
+  asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum.lo) : "x"(a.lo), "x"(b.lo));
+  asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum.hi) : "x"(a.hi), "x"(b.hi));
+  return sum;
+#elif defined(LAPIDARY_VNNI)
   return {_mm256_dpwssd_avx_epi32(sum.lo, a.lo, b.lo), _mm256_dpwssd_avx_epi32(sum.hi, a.hi, b.hi)};
 #else
   return add(sum, {_mm256_madd_epi16(a.lo, b.lo), _mm256_madd_epi16(a.hi, b.hi)});

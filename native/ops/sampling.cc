@@ -33,7 +33,9 @@ struct Scratch {
   std::span<const float> logits;  // adjusted: the caller's where nothing is to be adjusted
   std::vector<float> maxima;      // of the blocks of `logits`
   std::vector<uint64_t> units;    // likewise, when wanted
-  std::vector<int32_t> counts;    // all zero between calls
+  std::vector<uint64_t> parts;    // units by part and bucket
+  std::vector<int32_t> found;
+  std::vector<int32_t> counts;  // all zero between calls
   std::vector<Candidate> candidates, boundary;
   std::vector<float> selection;
 };
@@ -44,6 +46,7 @@ Scratch& scratch() {
 }
 
 size_t block_count(size_t n) { return (n + SamplingLoops::kBlock - 1) / SamplingLoops::kBlock; }
+size_t part_count(size_t n) { return (n + SamplingLoops::kPart - 1) / SamplingLoops::kPart; }
 
 // The elements of block b.
 std::span<const float> block_of(std::span<const float> x, size_t b) {
@@ -192,52 +195,86 @@ Candidate last_below(std::span<Candidate> set, uint64_t above, uint64_t limit, i
   return set[last];
 }
 
-// Keeps candidates that have fewer than `limit` units before them in descending order: the first always stays. One pass
-// over coarse buckets finds where the limit falls; only that bucket is looked at closely.
+// Keeps candidates that have fewer than `limit` units before them in descending order: the first always stays. One pass over
+// buckets finds where the limit falls; only that bucket is looked at closely.
 void keep_top_p(Scratch& s, uint64_t limit, int unit_bits) {
-  constexpr int kBuckets = 2048;
-  constexpr float kRange = 32;  // exp(-32) of the maximum and less share the last bucket
-  const auto bucket = [](float z) {
-    return z <= -kRange ? kBuckets - 1 : std::min(kBuckets - 1, static_cast<int>(z * (-kBuckets / kRange)));
-  };
-  std::array<uint64_t, kBuckets> mass{};
-  for (const Candidate& c : s.candidates) mass[bucket(c.z)] += sampling::units_of(c.weight, unit_bits);
+  std::array<uint64_t, sampling::kBuckets> mass{};
+  for (const Candidate& c : s.candidates) mass[sampling::bucket_of(c.z)] += sampling::units_of(c.weight, unit_bits);
   uint64_t above = 0;
   int at = 0;
-  while (at + 1 < kBuckets && above + mass[at] < limit)
+  while (at + 1 < sampling::kBuckets && above + mass[at] < limit)
     above += mass[at++];  // ends at a bucket with mass: the limit is not above the candidates' units
 
   s.boundary.clear();
   for (const Candidate& c : s.candidates)
-    if (bucket(c.z) == at) s.boundary.push_back(c);
+    if (sampling::bucket_of(c.z) == at) s.boundary.push_back(c);
   const Candidate last = last_below(s.boundary, above, limit, unit_bits);
   std::erase_if(s.candidates, [&](const Candidate& c) { return before(last, c); });
+}
+
+// The lowest and the highest finite logit of a bucket, which is not empty below the largest logit `top`.
+std::pair<float, float> bounds_of(int bucket, float top, float temperature) {
+  const auto bucket_at = [&](uint32_t key) {
+    return sampling::bucket_of(sampling::scaled_logit(sampling::logit_of_key(key), top, temperature));
+  };
+  // The first key of [first, end) for which `reached` holds, as for all after it; else end.
+  const auto first_key = [&](uint32_t first, uint32_t end, const auto& reached) {
+    while (first < end) {
+      const uint32_t middle = first + (end - first) / 2;
+      reached(bucket_at(middle)) ? end = middle : first = middle + 1;
+    }
+    return first;
+  };
+  const uint32_t top_key = sampling::likelihood_key(top), end = sampling::likelihood_key(-std::numeric_limits<float>::max()) + 1;
+  const uint32_t first = first_key(top_key, end, [&](int b) { return b >= bucket; });
+  const uint32_t behind = first_key(first, end, [&](int b) { return b > bucket; });
+  return {sampling::logit_of_key(behind - 1), sampling::logit_of_key(first)};
+}
+
+// The top p of all tokens: those up to `last` in the order of `before`.
+struct TopP {
+  Candidate last;
+  int bucket;  // of the last; s.boundary holds its tokens, in any order, s.parts the units of all buckets
+  bool keeps(const Candidate& c) const { return !before(last, c); }
+};
+
+TopP top_p_of(Scratch& s, float top_p, float top, float temperature, int unit_bits, const SamplingLoops& loops) {
+  constexpr size_t kBuckets = sampling::kBuckets;
+  s.parts.resize(part_count(s.logits.size()) * kBuckets);
+  loops.bucket_units(s.logits, top, temperature, unit_bits, s.parts);
+  std::array<uint64_t, kBuckets> mass{};
+  for (size_t i = 0; i < s.parts.size(); i += kBuckets)
+    for (size_t b = 0; b < kBuckets; ++b) mass[b] += s.parts[i + b];
+  uint64_t total = 0, above = 0;
+  for (uint64_t units : mass) total += units;
+  const uint64_t limit = sampling::top_p_limit(top_p, total);
+  size_t at = 0;
+  while (at + 1 < kBuckets && above + mass[at] < limit) above += mass[at++];
+
+  const auto [low, high] = bounds_of(static_cast<int>(at), top, temperature);
+  loops.find(s.logits, low, high, s.found);
+  s.boundary.clear();
+  for (int32_t id : s.found) {
+    const float logit = s.logits[static_cast<size_t>(id)], z = sampling::scaled_logit(logit, top, temperature);
+    s.boundary.push_back({id, logit, z, sampling::weight_of(z)});
+  }
+  return {last_below(s.boundary, above, limit, unit_bits), static_cast<int>(at)};
 }
 
 // The units of all tokens, by block in s.units.
 uint64_t units_of_all(Scratch& s, float top, float temperature, int unit_bits, const SamplingLoops& loops) {
   s.units.resize(s.maxima.size());
-  loops.units(s.logits, top, temperature, unit_bits, s.units);
+  loops.units(s.logits, -kInfinity, top, temperature, unit_bits, s.units);
   uint64_t total = 0;
   for (uint64_t units : s.units) total += units;
   return total;
 }
 
-// The likeliest tokens with `limit` units or more together, and maybe others: every set that begins at a threshold may do. s.units holds
-// the blocks' units; those of the blocks that reach a threshold say when it cannot do.
-void collect_units(Scratch& s, float top, float temperature, uint64_t limit, int unit_bits) {
-  for (float reach : {6.0f, 12.0f}) {
-    const float threshold = top - reach * temperature;
-    uint64_t most = 0;
-    for (size_t b = 0; b < s.units.size(); ++b) most += s.maxima[b] >= threshold ? s.units[b] : 0;
-    if (most < limit) continue;
-    collect(s, top, threshold, temperature, s.candidates);
-    if (total_units(s.candidates, unit_bits) >= limit) return;
-  }
-  collect(s, top, -kInfinity, temperature, s.candidates);
-}
-
 bool cuts(const SamplingSettings& s, int64_t vocab) { return s.top_p < 1 || s.min_p > 0 || (s.top_k > 0 && s.top_k < vocab); }
+
+bool cuts_top_p_alone(const SamplingSettings& s, int64_t vocab) {
+  return s.temperature > 0 && s.top_p < 1 && !(s.min_p > 0) && !(s.top_k > 0 && s.top_k < vocab);
+}
 
 // The tokens that may be drawn, in id order, with weights relative to the likeliest's 1. `top` is the largest of s.logits.
 void filter(Scratch& s, const SamplingSettings& settings, float top, const SamplingLoops& loops) {
@@ -255,9 +292,9 @@ void filter(Scratch& s, const SamplingSettings& settings, float top, const Sampl
     collect(s, top, kth_logit(s.logits, s.maxima, static_cast<size_t>(settings.top_k), s.selection), settings.temperature, s.candidates);
     if (settings.top_p < 1) keep_top_p(s, sampling::top_p_limit(settings.top_p, total_units(s.candidates, unit_bits)), unit_bits);
   } else if (settings.top_p < 1) {
-    const uint64_t limit = sampling::top_p_limit(settings.top_p, units_of_all(s, top, settings.temperature, unit_bits, loops));
-    collect_units(s, top, settings.temperature, limit, unit_bits);
-    keep_top_p(s, limit, unit_bits);
+    const TopP kept = top_p_of(s, settings.top_p, top, settings.temperature, unit_bits, loops);
+    collect(s, top, kept.last.logit, settings.temperature, s.candidates);
+    std::erase_if(s.candidates, [&](const Candidate& c) { return !kept.keeps(c); });
   } else {
     // Of weights from min_p up the logit is above this, with room for every rounding.
     const float lowest = settings.min_p > 0 ? top + settings.temperature * (std::log(settings.min_p) * 1.001f - 0.01f) : -kInfinity;
@@ -266,21 +303,58 @@ void filter(Scratch& s, const SamplingSettings& settings, float top, const Sampl
   if (settings.min_p > 0) std::erase_if(s.candidates, [&](const Candidate& c) { return c.weight < settings.min_p; });
 }
 
-// Inverse cumulative distribution over all tokens, without a list of them.
-int32_t draw_from_all(Scratch& s, float top, float temperature, uint64_t random_bits, const SamplingLoops& loops) {
-  const int unit_bits = sampling::unit_bits(static_cast<int64_t>(s.logits.size()));
-  const uint64_t target = sampling::draw_target(random_bits, units_of_all(s, top, temperature, unit_bits, loops));
-  uint64_t sum = 0;
+// The first token from block `first` on at whose end the sum of units, `sum` before that block, exceeds `target`. s.units holds the units
+// of the blocks from there on, of those tokens alone for which keeps(id, logit).
+template <typename Keeps>
+int32_t draw_from_blocks(const Scratch& s, size_t first, uint64_t sum, uint64_t target, float top, float temperature, int unit_bits,
+                         const Keeps& keeps) {
   for (size_t b = 0; b < s.units.size(); sum += s.units[b++]) {
     if (sum + s.units[b] <= target) continue;
-    int32_t id = static_cast<int32_t>(b * SamplingLoops::kBlock);
-    for (float logit : block_of(s.logits, b)) {
-      sum += sampling::units_of(sampling::weight_of(sampling::scaled_logit(logit, top, temperature)), unit_bits);
+    int32_t id = static_cast<int32_t>((first + b) * SamplingLoops::kBlock);
+    for (float logit : block_of(s.logits, first + b)) {
+      if (keeps(id, logit)) sum += sampling::units_of(sampling::weight_of(sampling::scaled_logit(logit, top, temperature)), unit_bits);
       if (sum > target) return id;
       ++id;
     }
   }
   fail(ErrorCode::internal, "a draw passed the end of its distribution");  // the target is below the total
+}
+
+// Inverse cumulative distribution over all tokens, without a list of them.
+int32_t draw_from_all(Scratch& s, float top, float temperature, uint64_t random_bits, const SamplingLoops& loops) {
+  const int unit_bits = sampling::unit_bits(static_cast<int64_t>(s.logits.size()));
+  const uint64_t target = sampling::draw_target(random_bits, units_of_all(s, top, temperature, unit_bits, loops));
+  return draw_from_blocks(s, 0, 0, target, top, temperature, unit_bits, [](int32_t, float) { return true; });
+}
+
+// The same over the top p: the buckets say which part the token is in, only that part's units are looked at again.
+int32_t draw_from_top_p(Scratch& s, const SamplingSettings& settings, float top, uint64_t random_bits, const SamplingLoops& loops) {
+  constexpr size_t kPart = SamplingLoops::kPart, kBlock = SamplingLoops::kBlock;
+  const float temperature = settings.temperature;
+  const int unit_bits = sampling::unit_bits(static_cast<int64_t>(s.logits.size()));
+  const TopP kept = top_p_of(s, settings.top_p, top, temperature, unit_bits, loops);
+  std::vector<uint64_t> parts(part_count(s.logits.size()));
+  for (size_t i = 0; i < parts.size(); ++i)
+    for (int b = 0; b < kept.bucket; ++b) parts[i] += s.parts[i * sampling::kBuckets + static_cast<size_t>(b)];
+  for (const Candidate& c : s.boundary)
+    if (kept.keeps(c)) parts[static_cast<size_t>(c.id) / kPart] += sampling::units_of(c.weight, unit_bits);
+  uint64_t total = 0, sum = 0;
+  for (uint64_t units : parts) total += units;
+  const uint64_t target = sampling::draw_target(random_bits, total);
+  size_t part = 0;
+  while (part + 1 < parts.size() && sum + parts[part] <= target) sum += parts[part++];
+
+  const size_t first = part * kPart;
+  const std::span<const float> logits = s.logits.subspan(first, std::min(kPart, s.logits.size() - first));
+  s.units.resize(block_count(logits.size()));
+  loops.units(logits, kept.last.logit, top, temperature, unit_bits, s.units);
+  for (const Candidate& c : s.boundary) {  // what equals the last but comes after it
+    const size_t id = static_cast<size_t>(c.id);
+    if (c.logit == kept.last.logit && !kept.keeps(c) && id / kPart == part)
+      s.units[(id - first) / kBlock] -= sampling::units_of(c.weight, unit_bits);
+  }
+  return draw_from_blocks(s, first / kBlock, sum, target, top, temperature, unit_bits,
+                          [&](int32_t id, float logit) { return kept.keeps({id, logit, 0, 0}); });
 }
 
 // Inverse cumulative distribution in id order.
@@ -375,12 +449,29 @@ bool SamplingLoops::maxima(std::span<const float> x, std::span<float> blocks) co
   return good;
 }
 
-void SamplingLoops::units(std::span<const float> x, float top, float temperature, int unit_bits, std::span<uint64_t> blocks) const {
+void SamplingLoops::units(std::span<const float> x, float low, float top, float temperature, int unit_bits,
+                          std::span<uint64_t> blocks) const {
   for (size_t b = 0; b < blocks.size(); ++b) {
     uint64_t sum = 0;
-    for (float v : block_of(x, b)) sum += sampling::units_of(sampling::weight_of(sampling::scaled_logit(v, top, temperature)), unit_bits);
+    for (float v : block_of(x, b))
+      if (v >= low) sum += sampling::units_of(sampling::weight_of(sampling::scaled_logit(v, top, temperature)), unit_bits);
     blocks[b] = sum;
   }
+}
+
+void SamplingLoops::bucket_units(std::span<const float> x, float top, float temperature, int unit_bits, std::span<uint64_t> sums) const {
+  std::fill(sums.begin(), sums.end(), 0);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const float z = sampling::scaled_logit(x[i], top, temperature);
+    sums[i / kPart * sampling::kBuckets + static_cast<size_t>(sampling::bucket_of(z))] +=
+        sampling::units_of(sampling::weight_of(z), unit_bits);
+  }
+}
+
+void SamplingLoops::find(std::span<const float> x, float low, float high, std::vector<int32_t>& indices) const {
+  indices.clear();
+  for (size_t i = 0; i < x.size(); ++i)
+    if (x[i] >= low && x[i] <= high) indices.push_back(static_cast<int32_t>(i));
 }
 
 SampleResult sample_token(std::span<const float> logits, const SampleRequest& request, const SamplingLoops& loops) {
@@ -391,6 +482,8 @@ SampleResult sample_token(std::span<const float> logits, const SampleRequest& re
   const SamplingSettings& settings = *request.settings;
   if (settings.temperature > 0 && !cuts(settings, static_cast<int64_t>(logits.size()))) {
     result.id = draw_from_all(s, top, settings.temperature, random_bits, loops);
+  } else if (cuts_top_p_alone(settings, static_cast<int64_t>(logits.size()))) {
+    result.id = draw_from_top_p(s, settings, top, random_bits, loops);
   } else {
     filter(s, settings, top, loops);
     result.id = draw(s.candidates, random_bits, sampling::unit_bits(static_cast<int64_t>(logits.size())));

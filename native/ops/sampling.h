@@ -49,15 +49,19 @@ struct SampleResult {
 };
 
 // The passes over a whole vocabulary, which a device may do faster; the base class has them as plain loops. Blocks are of kBlock elements,
-// the last one may be shorter.
+// parts of kPart; the last one may be shorter. Weights are exp((x - top) / temperature), units and buckets those of sampling_math.h.
 class SamplingLoops {
  public:
-  static constexpr int64_t kBlock = 64;
+  static constexpr int64_t kBlock = 64, kPart = 256 * kBlock;
   virtual ~SamplingLoops() = default;
   // The largest of each block; false: some element is NaN or +infinity.
   virtual bool maxima(std::span<const float> x, std::span<float> blocks) const;
-  // The units (sampling_math.h) of each block's weights exp((x - top) / temperature), summed.
-  virtual void units(std::span<const float> x, float top, float temperature, int unit_bits, std::span<uint64_t> blocks) const;
+  // The units of each block's weights, summed over the elements that are not below `low`.
+  virtual void units(std::span<const float> x, float low, float top, float temperature, int unit_bits, std::span<uint64_t> blocks) const;
+  // The units of each part's weights by bucket: sums [parts][buckets].
+  virtual void bucket_units(std::span<const float> x, float top, float temperature, int unit_bits, std::span<uint64_t> sums) const;
+  // The indices of elements from `low` to `high`, rising.
+  virtual void find(std::span<const float> x, float low, float high, std::vector<int32_t>& indices) const;
 };
 
 // The distribution that sample_token draws from: out [vocab] sums to 1. Greedy settings give all mass to one token.

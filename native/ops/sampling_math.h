@@ -54,6 +54,14 @@ LAPIDARY_SHARED float weight_of(float z) {
   return power * float_of(static_cast<uint32_t>(half + 127) << 23) * float_of(static_cast<uint32_t>(n - half + 127) << 23);
 }
 
+// Buckets of scaled logits, 1/32 wide, the likeliest first; -32 and less share the last. A lower logit is never in an earlier bucket.
+constexpr int kBuckets = 1024;
+constexpr float kBucketScale = -32.0f;
+LAPIDARY_SHARED int bucket_of(float z) {
+  const float at = z * kBucketScale;
+  return static_cast<int>(float_bits((at < kBuckets - 1 ? at : kBuckets - 1) + 0x1.8p+23f) - 0x4b400000u);
+}
+
 // A unit of weight is 2^-unit_bits: as fine as 64 bits allow for a whole vocabulary of weights of 1 (2^-44 for 262,144 tokens).
 LAPIDARY_SHARED int unit_bits(int64_t vocab) {
   int bits = 62;

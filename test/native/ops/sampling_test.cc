@@ -11,6 +11,7 @@
 #include "formats/json.h"
 #include "formats/mapped_file.h"
 #include "formats/safetensors.h"
+#include "ops/sampling_math.h"
 
 using namespace lapidary;
 using namespace lapidary::test;
@@ -192,6 +193,49 @@ TEST("sampling: 100,000 draws follow the distribution, and the same seed gives t
     CHECK_MSG(chi <= df + 4 * std::sqrt(2 * df), "seed " << seed << ": chi-square " << chi << " with " << df << " degrees");
     r.counter = 77;
     CHECK(sample_token(logits, r).id == sample_token(logits, r).id);
+  }
+}
+
+TEST("sampling: a draw from the top p is the one by sorting all units") {
+  for (const size_t vocab : {1, 2, 63, 65, 1000, 16385, 70000}) {
+    for (const float deviation : {0.001f, 3.0f, 40.0f}) {
+      std::vector<float> logits = normal_logits(vocab, static_cast<uint32_t>(vocab) + 1, deviation);
+      for (size_t i = 0; i < vocab; i += 3) logits[i] = std::round(logits[i]);  // ties
+      if (vocab > 2) logits[vocab / 2] = -kInfinity;
+      for (const auto& [top_p, temperature] :
+           std::vector<std::pair<float, float>>{{0.9f, 1}, {0.3f, 2}, {0.9999f, 0.7f}, {0, 1}, {0.5f, 1e-30f}}) {
+        const float top = *std::max_element(logits.begin(), logits.end());
+        const int bits = sampling::unit_bits(static_cast<int64_t>(vocab));
+        std::vector<uint64_t> units(vocab);
+        for (size_t i = 0; i < vocab; ++i)
+          units[i] = sampling::units_of(sampling::weight_of(sampling::scaled_logit(logits[i], top, temperature)), bits);
+        const uint64_t limit = sampling::top_p_limit(top_p, std::accumulate(units.begin(), units.end(), uint64_t{0}));
+        std::vector<size_t> order(vocab);
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+        uint64_t before = 0, kept = 0;
+        for (size_t id : order) {
+          const uint64_t mine = units[id];
+          if (before >= limit) units[id] = 0;
+          before += mine;
+        }
+        kept = std::accumulate(units.begin(), units.end(), uint64_t{0});
+        SamplingSettings s;
+        s.top_p = top_p, s.temperature = temperature;
+        SampleRequest r;
+        r.settings = &s;
+        for (r.counter = 0; r.counter < 20; ++r.counter) {
+          const uint64_t target = sampling::draw_target(sampling::draw_bits(r.seed, r.counter), kept);
+          size_t want = 0;
+          for (uint64_t sum = units[0]; sum <= target; sum += units[++want]) {
+          }
+          const SampleResult got = sample_token(logits, r);
+          CHECK_MSG(got.id == static_cast<int32_t>(want), "vocabulary " << vocab << ", deviation " << deviation << ", p " << top_p
+                                                                        << ", temperature " << temperature << ": " << got.id << ", not "
+                                                                        << want);
+        }
+      }
+    }
   }
 }
 
