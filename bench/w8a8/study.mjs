@@ -1,0 +1,161 @@
+// What quantising a model to int8 costs, behind one prefix and another: perplexity, KL, rounding errors, positions, and the bars they must clear.
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { loadModel } from 'lapidary'
+
+/** The rows of the table: how inputs are quantised; weights are int8 with a scale per output channel. */
+export const schemes = {
+  FP: null,
+  static: { activations: 'static' },
+  'static, percentile': { activations: 'static', clip: 'percentile' },
+  'SmoothQuant static': { activations: 'static', smooth: 0.5 },
+  'per-tensor dynamic': { activations: 'tensor' },
+  'per-token': { activations: 'token' },
+}
+
+const loading = { device: 'cpu', precision: 'f32' }
+const sum = (values) => values.reduce((all, value) => all + value, 0)
+
+/**
+ * @param folder An unquantised checkpoint.
+ * @param texts `train` and `heldOut`, token ids without BOS.
+ * @param options `window` of all texts; `search` and `tune`, options of searchCushion and tuneCushion; `gap`, the share of the perplexity lost to static scales
+ *   that a prefix is to win back; `rows`, names of schemes; `say`, told what is done.
+ */
+export async function study(folder, { train, heldOut }, { window, search, tune, gap = 0.95, rows = Object.keys(schemes), say = () => {} }) {
+  const work = fs.mkdtempSync(path.join(os.tmpdir(), 'lapidary-w8a8-'))
+  const model = await loadModel(folder, loading)
+  try {
+    const { bosId, vocab, layers } = model.info
+    say('searching')
+    const found = await model.searchCushion({ texts: train, textTokens: window, ...search })
+    const { rivals } = found.report
+    const prefixes = { none: null, BOS: [bosId], PrefixQuant: rivals.frequent.tokens }
+    let tuned = null
+    if (found.tokens.length > 0) {
+      prefixes.greedy = path.join(work, 'greedy.safetensors')
+      await found.save(prefixes.greedy)
+      say('tuning')
+      tuned = await model.tuneCushion(found, { texts: train, textTokens: window, ...tune })
+      prefixes.tuned = path.join(work, 'tuned.safetensors')
+      await tuned.save(prefixes.tuned)
+    }
+    const calibration = { calibration: train, window }
+    const reading = { window, firstTokens: false }
+    const cells = {}, sites = {}, positions = {}
+    // Equal tokens are one prefix under several names.
+    const identity = (name) => JSON.stringify(name === 'tuned' ? name : name === 'greedy' ? found.tokens : prefixes[name])
+    for (const row of rows) {
+      for (const [name, prefix] of Object.entries(prefixes)) {
+        const same = Object.keys(cells[row] ?? {}).find((other) => identity(other) === identity(name))
+        if (same) {
+          for (const part of [cells[row], positions[row], row === 'static' ? sites : undefined]) if (part) part[name] = part[same]
+          continue
+        }
+        say(`${row}, ${name}`)
+        const made = await quantised(model, folder, schemes[row], prefix, calibration, work)
+        if (!made) continue
+        try {
+          const { perplexity, natsPerToken, meanKl, tokens } = await made.model.divergence(model, heldOut, reading)
+          cells[row] = { ...cells[row], [name]: { perplexity, natsPerToken, meanKl, tokens } }
+          if (row === 'static') sites[name] = made.sites
+          if (['FP', 'static', 'per-token'].includes(row)) positions[row] = { ...positions[row], [name]: await byPosition(made.model, heldOut, localWindow(folder)) }
+        } finally {
+          if (made.model !== model) await made.model.close()
+        }
+      }
+    }
+    const result = {
+      model: { parameters: model.info.parameters, layers, vocab },
+      tokens: { train: sum(train.map((ids) => ids.length)), heldOut: sum(heldOut.map((ids) => ids.length)) },
+      window, localWindow: localWindow(folder),
+      prefixes: { PrefixQuant: rivals.frequent.tokens, greedy: [...found.tokens] },
+      search: { ...errorsOf(found), steps: found.report.search.steps },
+      tuning: tuned && tuned.report.tuning,
+      cells, positions, sites,
+    }
+    return { ...result, bars: bars(result, gap) }
+  } finally {
+    await model.close()
+    fs.rmSync(work, { recursive: true, force: true })
+  }
+}
+
+/** Squared rounding errors of the search's held-out texts, in all. */
+function errorsOf({ report: { search, rivals } }) {
+  const of = (key) => sum(search.sites.map((site) => site[key]))
+  return { none: of('none'), greedy: of('found'), BOS: rivals.bos, PrefixQuant: rivals.frequent.error, randomMedian: rivals.random.median, random: rivals.random.errors }
+}
+
+/** The model of one cell; null where this build has no such scheme. */
+async function quantised(model, folder, scheme, prefix, calibration, work) {
+  if (scheme === null) return { model: prefix === null ? model : await exact(model, folder, prefix, work) }
+  const needsTexts = scheme.activations === 'static' || scheme.smooth !== undefined
+  try {
+    const made = await model.quantize({ ...scheme, ...(needsTexts ? calibration : {}), prefix })
+    return { model: made.model, sites: made.report.sites.map(({ layer, site, max, tokenRatio }) => ({ layer, site, max, tokenRatio })) }
+  } catch (error) {
+    if (scheme.activations === 'tensor' && error.code === 'invalid_argument') return null
+    throw error
+  }
+}
+
+/** The unquantised model behind a prefix: the same files with a cushion beside them. */
+async function exact(model, folder, prefix, work) {
+  const copy = fs.mkdtempSync(path.join(work, 'exact-'))
+  for (const name of fs.readdirSync(folder)) {
+    if (/^(model.*\.safetensors|.*config\.json|tokenizer\.json)$/.test(name)) fs.symlinkSync(path.resolve(folder, name), path.join(copy, name))
+  }
+  const file = path.join(copy, 'cushion.safetensors')
+  if (typeof prefix === 'string') fs.copyFileSync(prefix, file)
+  else await (await tokensAsCushion(model, prefix)).save(file)
+  return loadModel(copy, loading)
+}
+
+/** A search that may take no token gives its beginning. */
+function tokensAsCushion(model, tokens) {
+  return model.searchCushion({ texts: [[tokens[0], tokens[0]], [tokens[0], tokens[0]]], init: tokens, maxTokens: tokens.length, textTokens: 2 })
+}
+
+export const localWindow = (folder) => JSON.parse(fs.readFileSync(path.join(folder, 'config.json'), 'utf8')).sliding_window
+
+/** Perplexity of texts without BOS, by the distance from their beginning in local windows W: before W, 2 W, 4 W, and after. */
+async function byPosition(model, texts, local) {
+  const bounds = [local, 2 * local, 4 * local, Infinity], nats = bounds.map(() => 0), tokens = bounds.map(() => 0)
+  const all = await model.logProbabilities(texts)
+  for (const row of all) {
+    for (const [i, value] of row.entries()) {
+      const part = bounds.findIndex((bound) => i + 1 < bound)
+      nats[part] -= value
+      tokens[part]++
+    }
+  }
+  return bounds.map((_, i) => (tokens[i] > 0 ? Math.exp(nats[i] / tokens[i]) : null))
+}
+
+/** Each bar: what was measured, the bound, whether it holds. */
+function bars({ cells, positions, search, tuning }, gap) {
+  const at = (row, prefix) => cells[row]?.[prefix]?.perplexity
+  const found = Boolean(cells.static?.greedy)
+  if (!found) return [{ bar: 'a prefix that halves the rounding error', value: null, bound: 'found', ok: false }]
+  const closed = (prefix) => (at('static', 'none') - at('static', prefix)) / (at('static', 'none') - at('FP', prefix))
+  const most = (bar, value, bound) => ({ bar, value, bound: `<= ${bound}`, ok: value <= bound })
+  const least = (bar, value, bound) => ({ bar, value, bound: `>= ${bound}`, ok: value >= bound })
+  const far = (row, prefix) => positions[row][prefix].at(-1)
+  return [
+    { bar: 'static over FP perplexity, no prefix', value: at('static', 'none') / at('FP', 'none'), bound: 'the gap', ok: null },
+    least('gap closed by greedy (G)', closed('greedy'), gap),
+    least('gap closed by tuned (G)', closed('tuned'), gap),
+    most('static + greedy over per-token perplexity', at('static', 'greedy') / at('per-token', 'none'), 1.02),
+    most('static + tuned over per-token perplexity', at('static', 'tuned') / at('per-token', 'none'), 1.02),
+    least('median random prefix over greedy, rounding error', search.randomMedian / search.greedy, 2),
+    most('FP + greedy over FP perplexity', at('FP', 'greedy') / at('FP', 'none'), 1.01),
+    most('FP + tuned over FP perplexity', at('FP', 'tuned') / at('FP', 'none'), 1.01),
+    most('tuning: held-out rounding error, after over before', tuning.best.error / tuning.start.error, 1),
+    most('tuning: held-out cross-entropy through int8, after less before, nats', tuning.best.quantised - tuning.start.quantised, 0),
+    most('tuning: FP + tuned over FP + greedy perplexity', at('FP', 'tuned') / at('FP', 'greedy'), 1),
+    most('beyond 4 W: static + greedy over FP + greedy perplexity', far('static', 'greedy') / far('FP', 'greedy'), 1.02),
+    most('beyond 4 W: static + tuned over FP + tuned perplexity', far('static', 'tuned') / far('FP', 'tuned'), 1.02),
+  ]
+}
