@@ -24,7 +24,7 @@ export const models = {
     options: {
       window: 127,
       search: { init: [], rivals: 9, heldOut: 16 },
-      tune: { steps: 60, every: 10, batch: 8, heldOut: 16, learningRate: 0.02 },
+      tune: { steps: 60, every: 10, batch: 8, heldOut: 32, learningRate: 0.005 },
     },
   },
   'spiky-english': {
@@ -32,21 +32,22 @@ export const models = {
     gap: 0.95,
     folder: spikyEnglish,
     texts: englishTexts,
-    options: englishOptions(),
+    options: englishOptions([]),
   },
   tiny: {
     title: 'naturally trained (models/tiny)',
     gap: 0.8,
     folder: () => tiny,
     texts: englishTexts,
-    options: englishOptions(),
+    options: englishOptions([2]),
   },
 }
 
-function englishOptions() {
+/** The search begins with `init`: with nothing, or, where no token halves the error, with BOS. */
+function englishOptions(init) {
   return {
     window: window - 1,
-    search: { init: [], rivals: 9, stages: [{ tokens: 32, texts: 2, layers: 3, keep: 64 }, { tokens: window - 1, texts: 2, keep: 8 }] },
+    search: { init, rivals: 9, stages: [{ tokens: 32, texts: 2, layers: 3, keep: 64 }, { tokens: window - 1, texts: 2, keep: 8 }] },
     tune: { steps: 40, every: 10, batch: 4, learningRate: 0.005 },
   }
 }
