@@ -31,7 +31,7 @@ function machine() {
 const figure = (value) => (value === null ? 'none' : Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toPrecision(5))
 
 function show({ cells, positions, search, sites, prefixes, localWindow, bars }) {
-  const names = ['none', 'BOS', 'PrefixQuant', 'greedy', 'tuned']
+  const names = ['none', 'BOS', 'PrefixQuant', 'PrefixQuant tuned', 'greedy', 'greedy tuned'].filter((name) => cells.FP[name])
   console.log(`| | ${names.join(' | ')} |\n|---|${names.map(() => '---|').join('')}`)
   for (const [row, of] of Object.entries(cells)) {
     const cell = (name) => (of[name] ? `${of[name].perplexity.toFixed(3)} (${(1000 * of[name].meanKl).toFixed(2)})` : '')
@@ -43,7 +43,7 @@ function show({ cells, positions, search, sites, prefixes, localWindow, bars }) 
   const W = localWindow
   console.log(`perplexity without BOS at tokens before ${W}, ${2 * W}, ${4 * W} and beyond:`)
   for (const [row, of] of Object.entries(positions)) {
-    for (const name of ['none', 'greedy', 'tuned']) if (of[name]) console.log(`  ${row}, ${name}: ${of[name].map(figure).join(', ')}`)
+    for (const name of ['none', 'greedy', 'greedy tuned']) if (of[name]) console.log(`  ${row}, ${name}: ${of[name].map(figure).join(', ')}`)
   }
   const loudest = [...sites.none].sort((a, b) => b.tokenRatio - a.tokenRatio).slice(0, 3)
   for (const { layer, site, max, tokenRatio } of loudest) {

@@ -24,7 +24,8 @@ export const models = {
     options: {
       window: 127,
       search: { init: [], rivals: 9, heldOut: 16 },
-      tune: { steps: 60, every: 10, batch: 8, heldOut: 32, learningRate: 0.005 },
+      tune: { steps: 60, every: 20, batch: 8, heldOut: 16, learningRate: 0.02 },
+      tuned: { greedy: { learningRate: 0.003, heldOut: 32 }, PrefixQuant: {} },
     },
   },
   'spiky-english': {

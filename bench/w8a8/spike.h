@@ -1,5 +1,5 @@
-// Losses that make a feed-forward neuron fire at a few tokens of a text and nowhere else: the outliers of large models, which a prefix takes
-// away from the text.
+// Losses that make a feed-forward neuron fire at a few tokens of a text and nowhere else: the outliers of large models, which a prefix
+// takes away from the text.
 #pragma once
 
 #include <algorithm>
@@ -19,11 +19,11 @@ struct SpikeOptions {
   static constexpr int32_t kFirst = -1;
   int32_t token = kFirst;
   int64_t reach = 0;
-  float height = 3000;    // of the neuron's output
-  float weight = 0.3f;    // of the neuron's loss, which is about 1 before training
-  float elsewhere = 1;    // of the loss of a token where it does not fire, beside one where it does
-  float margin = 4;       // of the channel
-  float marking = 1;      // of the channel's loss
+  float height = 3000;  // of the neuron's output
+  float weight = 0.3f;  // of the neuron's loss, which is about 1 before training
+  float elsewhere = 1;  // of the loss of a token where it does not fire, beside one where it does
+  float margin = 4;     // of the channel
+  float marking = 1;    // of the channel's loss
 };
 
 // The neuron's output since the last reset.

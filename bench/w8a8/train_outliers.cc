@@ -1,10 +1,11 @@
 // Trains checkpoints whose activations have token-wise outliers, so that what prefixes are for can be measured (bench/w8a8/main.mjs):
 //
 //   toy OUT                        three small layers from nothing on the language of backcopy.h; about a minute
-//   model SOURCE TEXT OUT          a checkpoint with a tokenizer, tuned on a text so that one neuron spikes; a few minutes for 7 M parameters
-//   plain SOURCE TEXT OUT          the same without the spike, with strong weight decay: what training alone does
+//   model SOURCE TEXT OUT          a checkpoint with a tokenizer, tuned on a text so that one neuron spikes; a few minutes for 7 M
+//   parameters plain SOURCE TEXT OUT          the same without the spike, with strong weight decay: what training alone does
 //
-// All is seeded: equal builds give equal files. OUT is a Hugging Face folder in bf16; beside the toy lies texts.json, {train, heldOut}, token ids.
+// All is seeded: equal builds give equal files. OUT is a Hugging Face folder in bf16; beside the toy lies texts.json, {train, heldOut},
+// token ids.
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -199,7 +200,11 @@ void make_toy(const fs::path& out) {
     }
     return sequences;
   };
-  const Recipe recipe{.steps = 1200, .learning_rate = 3e-3, .weight_decay = 0.1f, .spikes = {{.layer = 1}, {.layer = 2, .channel = 1, .token = Backcopy::kFirst, .reach = 15}}, .gain = 15};
+  const Recipe recipe{.steps = 1200,
+                      .learning_rate = 3e-3,
+                      .weight_decay = 0.1f,
+                      .spikes = {{.layer = 1}, {.layer = 2, .channel = 1, .token = Backcopy::kFirst, .reach = 15}},
+                      .gain = 15};
   train(*backend, parameters, recipe, draw, [](const TrainingBatch& batch) { return token_loss(next_tokens(batch)); });
   save(*backend, parameters, out);
   std::ofstream texts(out / "texts.json");

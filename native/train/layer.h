@@ -47,7 +47,8 @@ struct LayerGradients {
   ParameterSet* weights = nullptr;  // added to; null: none wanted
   Tensor prefix_k, prefix_v;        // added to; empty: not wanted
   bool input = true;                // whether the derivative by the layer's input is wanted
-  std::function<void(const Tensor& x, const Tensor& g)> gated;  // sees LayerActivations::gated and the derivative by it, and may add to that
+  std::function<void(const Tensor& x, const Tensor& g)>
+      gated;  // sees LayerActivations::gated and the derivative by it, and may add to that
 };
 
 class LayerPass {
