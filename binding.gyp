@@ -21,6 +21,8 @@
     "version": "<!(node -p \"require('./package.json').version\")",
   },
   "target_defaults": {
+    # target_conditions do not see the file's own variables.
+    "variables": {"sanitize%": "<(sanitize)"},
     "default_configuration": "Release",
     "configurations": {"Release": {}, "Debug": {}},
     "include_dirs": ["native", "."],
