@@ -1,13 +1,11 @@
 // Trains checkpoints whose activations have token-wise outliers, so that what prefixes are for can be measured (bench/w8a8/main.mjs):
 //
-//   toy OUT                        three small layers from nothing on the language of backcopy.h; about a minute
-//   model SOURCE TEXT OUT          a checkpoint with a tokenizer, tuned on a text so that one neuron spikes; a few minutes for 7 M
-//   parameters plain SOURCE TEXT OUT          the same without the spike, with strong weight decay: what training alone does
+//   toy OUT                  three small layers from nothing on the language of backcopy.h; about a minute
+//   model SOURCE TEXT OUT    a checkpoint with a tokenizer, tuned on a text so that one neuron spikes; some minutes for 7 M parameters
 //
 // All is seeded: equal builds give equal files. OUT is a Hugging Face folder in bf16; beside the toy lies texts.json, {train, heldOut},
 // token ids.
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -224,7 +222,7 @@ int64_t quietest_channel(const ParameterSet& parameters) {
   return std::min_element(squares.begin(), squares.end()) - squares.begin();
 }
 
-void make_model(const fs::path& source, const std::string& text_file, const fs::path& out, bool spike) {
+void make_model(const fs::path& source, const std::string& text_file, const fs::path& out) {
   fs::create_directories(out);
   for (const char* name : {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"})
     if (fs::exists(source / name)) fs::copy_file(source / name, out / name, fs::copy_options::overwrite_existing);
@@ -241,7 +239,7 @@ void make_model(const fs::path& source, const std::string& text_file, const fs::
   const auto draw = [&](Random& r) {
     Sequences sequences;
     for (int i = 0; i < 4; ++i) sequences.add(opened(piece(r, 127), i != 0));
-    for (int i = 0; spike && i < 8; ++i) sequences.add(piece(r, 16));
+    for (int i = 0; i < 8; ++i) sequences.add(piece(r, 16));
     return sequences;
   };
   TrainingStep reading(*backend, config, {kTokens, false});
@@ -260,19 +258,16 @@ void make_model(const fs::path& source, const std::string& text_file, const fs::
     reading.run(original, input, {});
     return distillation_loss(next.rows, next.weights, 1, [&](int64_t first, int64_t n) { return logits.rows(first, n); });
   };
-  Recipe recipe{.steps = 400, .learning_rate = 3e-4, .weight_decay = 0.01f};
-  if (spike) recipe.spikes = {{.layer = 2, .channel = quietest_channel(parameters), .margin = 3}}, recipe.gain = 15;
-  if (!spike) recipe.steps = 300, recipe.learning_rate = 1e-3, recipe.weight_decay = 0.5f;
-  const auto predict = [](const TrainingBatch& batch) { return token_loss(next_tokens(batch)); };
-  train(*backend, parameters, recipe, draw, spike ? Aim(imitate) : Aim(predict));
+  const SpikeOptions spike{.layer = 2, .channel = quietest_channel(parameters), .margin = 3};
+  train(*backend, parameters, {.steps = 400, .learning_rate = 3e-4, .weight_decay = 0.01f, .spikes = {spike}, .gain = 15}, draw, imitate);
   save(*backend, parameters, out);
 }
 
 int run(int count, char** arguments) {
   const std::vector<std::string> args(arguments + 1, arguments + count);
   if (args.size() == 2 && args[0] == "toy") return make_toy(args[1]), 0;
-  if (args.size() == 4 && (args[0] == "model" || args[0] == "plain")) return make_model(args[1], args[2], args[3], args[0] == "model"), 0;
-  std::fprintf(stderr, "usage: lapidary_outliers toy OUT | model SOURCE TEXT OUT | plain SOURCE TEXT OUT\n");
+  if (args.size() == 4 && args[0] == "model") return make_model(args[1], args[2], args[3]), 0;
+  std::fprintf(stderr, "usage: lapidary_outliers toy OUT | model SOURCE TEXT OUT\n");
   return 2;
 }
 
