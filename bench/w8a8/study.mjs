@@ -162,6 +162,10 @@ function bars({ cells, positions, search, tuning }, gap) {
     )
   }
   for (const [from, { best, start }] of Object.entries(tuning)) {
+    if (best.step === 0) {
+      all.push({ bar: `tuning ${from}: nothing better was found; int8 costs its start this much cross-entropy, nats`, value: start.quantised - start.unquantised, bound: 'little', ok: null })
+      continue
+    }
     // On the tuning's own held-out texts; then on the table's, which had no part in choosing: up to 0.03 % is chance.
     all.push(
       most(`tuning ${from}: rounding error, after over before`, best.error / start.error, 1),
