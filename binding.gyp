@@ -2,6 +2,7 @@
 #   -Dnative_tests=1   also lapidary_tests and lapidary_fuzz
 #   -Dcuda_tests=1     also the CUDA kernels as plain C++ over the emulator, and lapidary_cuda_tests, which runs them
 #   -Dgpu_bench=1      also lapidary_gpu_bench, and lapidary_cuda_emulated.node, the emulated double of the CUDA library
+#   -Doutliers=1       also lapidary_outliers, which trains the checkpoints that bench/w8a8 measures
 #   -Dgpu_check=1      those and lapidary_gpu_tests: what bench/gpu/check.sh runs over a CUDA library
 #   -Dwith_addon=0     no addon: then gyp alone builds the rest, with no Node headers
 #   -Dsanitize=LIST    address,undefined or thread; keeps assertions
@@ -12,6 +13,7 @@
     "cuda_tests%": 0,
     "gpu_bench%": 0,
     "gpu_check%": 0,
+    "outliers%": 0,
     "with_addon%": 1,
     "sanitize%": "",
     "werror%": 0,
@@ -19,6 +21,8 @@
     "version": "<!(node -p \"require('./package.json').version\")",
   },
   "target_defaults": {
+    # target_conditions do not see the file's own variables.
+    "variables": {"sanitize%": "<(sanitize)"},
     "default_configuration": "Release",
     "configurations": {"Release": {}, "Debug": {}},
     "include_dirs": ["native", "."],
@@ -247,6 +251,15 @@
           "libraries": ["-ldl", "-lpthread"],
         },
       ],
+    }],
+    ["outliers==1", {
+      "targets": [{
+        "target_name": "lapidary_outliers",
+        "type": "executable",
+        "sources": ["<!@(<(read_sources).tool_outliers.join(' ')\")"],
+        "dependencies": ["lapidary_core"],
+        "libraries": ["-ldl", "-lpthread"],
+      }],
     }],
     ["gpu_check==1", {
       "targets": [{

@@ -30,12 +30,12 @@ function findNodeGyp() {
   }
 }
 
-export async function buildAddon({ nativeTests = false, gpuCheck = false, werror = false, verbose = false, onLine } = {}) {
+export async function buildAddon({ nativeTests = false, gpuCheck = false, outliers = nativeTests, werror = false, verbose = false, onLine } = {}) {
   checkTools()
   const nodeGyp = findNodeGyp()
   const nodeDir = findNodeDir(root)
   const configure = [nodeGyp, 'configure', '--release', ...(nodeDir ? ['--nodedir', nodeDir] : [])]
-  const defines = { native_tests: nativeTests, cuda_tests: nativeTests, gpu_bench: nativeTests, gpu_check: gpuCheck, werror }
+  const defines = { native_tests: nativeTests, cuda_tests: nativeTests, gpu_bench: nativeTests, gpu_check: gpuCheck, outliers, werror }
   configure.push('--', ...Object.entries(defines).map(([name, on]) => `-D${name}=${on ? 1 : 0}`))
   await runBuildCommand(process.execPath, configure, { verbose, log: path.join(root, 'build/configure.log') })
   await runBuildCommand(process.execPath, [nodeGyp, 'build', '--jobs', jobs], { verbose, onLine, log: path.join(root, 'build/compile.log') })

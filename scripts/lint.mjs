@@ -5,7 +5,7 @@ import path from 'node:path'
 import { root } from './setup.mjs'
 
 function cppFiles() {
-  return ['native', 'cuda', 'test/native', 'test/fuzz', 'test/cuda', 'test/emulator', 'bench/gpu'].flatMap((folder) =>
+  return ['native', 'cuda', 'test/native', 'test/fuzz', 'test/cuda', 'test/emulator', 'bench/gpu', 'bench/w8a8'].flatMap((folder) =>
     readdirSync(path.join(root, folder), { recursive: true }).filter((name) => /\.(h|cc|cu|cuh)$/.test(name)).map((name) => path.join(folder, name)))
 }
 

@@ -11,7 +11,7 @@ const stampFile = path.join(root, 'build', 'stamps.json')
 const sources = {
   lib: ['lib', 'tsconfig.json', 'scripts/build-ts.mjs', 'package.json'],
   addon: ['native', 'cuda', 'binding.gyp', 'scripts/build-addon.mjs', 'scripts/build-commands.mjs', 'scripts/node-headers.mjs', 'package.json'],
-  tests: ['native', 'cuda', 'test/native', 'test/fuzz', 'test/cuda', 'test/emulator', 'bench/gpu', 'binding.gyp', 'scripts/emulated-sources.mjs', 'package.json'],
+  tests: ['native', 'cuda', 'test/native', 'test/fuzz', 'test/cuda', 'test/emulator', 'bench/gpu', 'bench/w8a8', 'binding.gyp', 'scripts/emulated-sources.mjs', 'package.json'],
   cuda: ['native', 'cuda', 'scripts/build-cuda.mjs', 'scripts/cuda-toolkit.mjs'],
 }
 
@@ -78,7 +78,7 @@ async function buildNative({ nativeTests, werror }) {
   if (isFresh('addon', 'build/Release/lapidary.node') && (!nativeTests || isFresh('tests', 'build/Release/lapidary_tests'))) return
   const { buildAddon } = await import('./build-addon.mjs')
   const listed = JSON.parse(readFileSync(path.join(root, 'native/sources.json'), 'utf8'))
-  const groups = Object.keys(listed).filter((group) => nativeTests || !/cuda|emulator|gpu|fuzz|tests/.test(group))
+  const groups = Object.keys(listed).filter((group) => nativeTests || !/cuda|emulator|gpu|fuzz|tests|tool/.test(group))
   const total = groups.reduce((sum, group) => sum + listed[group].length, 0)
   const value = fingerprint(sources.addon), testsValue = fingerprint(sources.tests)
   say(`lapidary: compiling the native part (${nativeTests ? 'addon and C++ tests' : 'addon'}; the first time takes some minutes)`)

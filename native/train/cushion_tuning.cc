@@ -208,7 +208,8 @@ class Tuning {
     const int64_t trained = state_.measured.empty() ? 0 : state_.step - state_.measured.back().step;
     now.training = trained > 0 ? state_.loss_sum / static_cast<double>(trained) : 0;
     state_.loss_sum = 0;
-    const bool better = state_.measured.empty() || now.quantised < state_.measured[static_cast<size_t>(state_.best_at)].quantised;
+    const bool better = state_.measured.empty() || (now.quantised < state_.measured[static_cast<size_t>(state_.best_at)].quantised &&
+                                                    now.unquantised <= state_.measured.front().unquantised);
     state_.without_better = better ? 0 : state_.without_better + 1;
     if (better) {
       state_.best = copy_cushion(state_.current);

@@ -44,7 +44,7 @@ struct HeldOut {
 };
 
 struct CushionTuningResult {
-  Cushion cushion;  // the best one measured, by `quantised`
+  Cushion cushion;  // the best one measured, by `quantised`, of those whose `unquantised` is not above the start's
   HeldOut best, start;
   double no_cushion = 0;          // as HeldOut::unquantised, the model alone
   std::vector<HeldOut> measured;  // in order

@@ -119,6 +119,7 @@ void LayerPass::backward(const Tensor& x, const LayerActivations& a, LayerScratc
   norm_backward(a.ffn_branch, TensorRole::post_ffn_norm, g, gradients, s.branch, false);
   project_backward(s.branch, input_of(QuantSite::down_in, a.gated, a.gated_q), TensorRole::down, gradients, s.ffn, false);
   leave_site(QuantSite::down_in, a.gated, a, s.ffn);
+  if (gradients.gated) gradients.gated(a.gated, s.ffn);
   ops_.geglu_backward(a.gate, a.up, s.ffn, s.ffn, s.up);
   const Tensor ffn_input = input_of(QuantSite::mlp_in, a.ffn_normed, a.ffn_normed_q);
   project_backward(s.ffn, ffn_input, TensorRole::gate, gradients, s.hidden, false);

@@ -1,6 +1,7 @@
 // One layer of the model forwards, keeping what its backward pass needs, and backwards. All tensors f32 [tokens, ...] on the backend.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -46,6 +47,8 @@ struct LayerGradients {
   ParameterSet* weights = nullptr;  // added to; null: none wanted
   Tensor prefix_k, prefix_v;        // added to; empty: not wanted
   bool input = true;                // whether the derivative by the layer's input is wanted
+  std::function<void(const Tensor& x, const Tensor& g)>
+      gated;  // sees LayerActivations::gated and the derivative by it, and may add to that
 };
 
 class LayerPass {

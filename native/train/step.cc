@@ -192,6 +192,7 @@ void TrainingStep::Pass::backward_layer(int64_t l) {
   if (cushion) cushion->add_to(context, l);
   LayerGradients to;
   to.weights = gradients.weights;
+  if (input.gated) to.gated = [&](const Tensor& x, const Tensor& g) { result.loss += input.gated(l, x, g); };
   to.input = l > 0 || gradients.weights || input.stream;
   if (gradients.cushion) cushion->begin_gradients(to);
   LayerActivations a = first_rows(step.activations(l), config, tokens);

@@ -31,6 +31,8 @@ struct StepInput {
   // Called on the way back with l = L (stream after the last layer) .. 0 (scaled embedding): x [tokens, hidden] and the derivative by it,
   // to which it may add. Returns a loss of its own, which is added to the step's: distillation of hidden states.
   std::function<double(int64_t l, const Tensor& x, const Tensor& g)> stream;
+  // The same of every layer's feed-forward activations, the input of down before any rounding: x [tokens, ffn].
+  std::function<double(int64_t layer, const Tensor& x, const Tensor& g)> gated;
   std::function<bool()> stop;  // polled between layers: Error(aborted)
 };
 
@@ -41,7 +43,7 @@ struct StepGradients {
 };
 
 struct StepResult {
-  double loss = 0;                           // of Loss and `stream`
+  double loss = 0;                           // of Loss, `stream` and `gated`
   double quant_loss = 0;                     // Σ error_weights · errors
   std::vector<PerSite<double>> quant_error;  // [num_layers]: Σ (x - q(x))² of each quantised site; empty without a plan
   double total() const { return loss + quant_loss; }

@@ -260,7 +260,7 @@ TEST("train: fine fake quantisation hardly changes the derivative, and takes par
   for (float g : values_on(*m.backend, clipped.find({TensorRole::pre_ffn_norm, 1}))) CHECK(g == 0);
 }
 
-TEST("train: distillation and losses on hidden states along their derivative") {
+TEST("train: distillation and losses on hidden states and feed-forward activations along their derivative") {
   Model m("gemma2-tiny", "cpu");
   const Text text(m.config, {20, 8});
   TrainingStep step(*m.backend, m.config, {28});
@@ -282,8 +282,24 @@ TEST("train: distillation and losses on hidden states along their derivative") {
     }
     return sum;
   };
+  // Of layer 1's feed-forward activations, the squares of two channels in every row.
+  input.gated = [&](int64_t layer, const Tensor& x, const Tensor& g) {
+    if (layer != 1) return 0.0;
+    double sum = 0;
+    for (int64_t t = 0; t < x.shape[0]; ++t) {
+      for (const int64_t channel : {int64_t{3}, m.config.ffn - 1}) {
+        const int64_t at = t * m.config.ffn + channel;
+        sum += double{x.as<float>()[at]} * x.as<float>()[at];
+        g.as<float>()[at] += 2 * x.as<float>()[at];
+      }
+    }
+    return sum;
+  };
   ParameterSet gradients(*m.backend, m.config), spare(*m.backend, m.config);
-  step.run(m.parameters, input, {&gradients, nullptr});
+  const double loss_of_all = step.run(m.parameters, input, {&gradients, nullptr}).loss;
+  StepInput without = input;
+  without.gated = {};
+  CHECK(loss_of_all > step.run(m.parameters, without, {&spare, nullptr}).loss);
   std::vector<Tensor> values, derivatives;
   for (const ParameterSet::Entry& entry : gradients.entries())
     values.push_back(m.parameters.find(entry.slot)), derivatives.push_back(entry.tensor);
