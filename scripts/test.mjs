@@ -144,13 +144,17 @@ if (totals.failed === 0) {
     await section('C++ tests and fuzzing under ASan and UBSan', async () => {
       const folder = await buildSanitized('address,undefined', { werror: flags.has('--werror'), cudaTests: true })
       // Whole models, thousands of draws and one case in many orders of threads only repeat accesses that the shorter cases make.
-      const slow = ['golden', 'sampling: random rows', 'sampling: many draws', 'sampling: more candidates', 'sampling: top-p that ends', 'prefill: a prefix of any',
+      const without = (...parts) => (long ? [] : parts.map((part) => `-${part}`))
+      const slow = without('golden', 'sampling: random rows', 'sampling: many draws', 'sampling: more candidates', 'sampling: top-p that ends', 'prefill: a prefix of any',
         'prefill: image blocks', "prefill: a row's bits", 'order of threads', 'in any order', 'gemm_f32: the documented order', 'gemm_f32: a split', 'backend: fused',
-        'as many rows as a vocabulary'].map((part) => `-${part}`)
+        'as many rows as a vocabulary')
+      const slowModels = without('a context of 20,000', 'golden: chunks', 'golden: lengths', 'golden: surprise', 'golden: the embedded', 'golden: company', 'alone or among',
+        'train: checkpointing', 'golden AdamW', 'golden SGD', 'attention of long sequences', 'over many tokens', 'int8 at load, a trained', 'lowers held-out', '100,000 draws',
+        'a megabyte of', 'divergence is that')
       await Promise.all([
-        runCounting('C++ tests (ASan, UBSan)', path.join(folder, 'lapidary_tests'), [], env)
+        runCounting('C++ tests (ASan, UBSan)', path.join(folder, 'lapidary_tests'), slowModels, env)
           .then(() => fuzz('fuzzing (ASan, UBSan)', path.join(folder, 'lapidary_fuzz'), fuzzFiles, env)),
-        runCounting('CUDA kernels (ASan, UBSan)', path.join(folder, 'lapidary_cuda_tests'), long ? [] : slow, env),
+        runCounting('CUDA kernels (ASan, UBSan)', path.join(folder, 'lapidary_cuda_tests'), slow, env),
       ])
     })
     await section('engine tests under TSan', async () => {
