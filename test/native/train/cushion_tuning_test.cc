@@ -57,8 +57,11 @@ TEST("cushion tuning: lowers held-out cross-entropy under quantisation and keeps
   REQUIRE(result.measured.size() == 3 && result.skipped == 0);
   CHECK(result.best.step > 0);
   CHECK_MSG(result.best.quantised < result.start.quantised, tuning_report(result));
-  // Perplexity without quantisation: at most 1 % above the start's.
-  CHECK_MSG(result.best.unquantised <= result.start.unquantised + std::log(1.01), tuning_report(result));
+  // A cushion that costs the model itself anything is not kept, however little int8 costs behind it.
+  CHECK_MSG(result.best.unquantised <= result.start.unquantised, tuning_report(result));
+  for (const HeldOut& h : result.measured) {
+    if (h.unquantised <= result.start.unquantised) CHECK(result.best.quantised <= h.quantised);
+  }
   CHECK(result.start.error == 1 && result.start.quantised > result.start.unquantised - 0.01 && result.no_cushion > 0);
 
   // The figures are the evaluation's own: the same tokens, scored behind the cushion that came out.
