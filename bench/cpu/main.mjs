@@ -3,7 +3,8 @@
 //   npm run bench:cpu -- [--llama FOLDER] [--cpu avx2] [--models 270M,1B] [--formats int8,bf16,q8_0,q4_0] [--no-kernels] [--no-models]
 //        [--quick] [--json FILE] and the options of bench/peers/speed.mjs
 //
-// The report is kept as bench/results/cpu-<instruction set>.json, the newest of each, unless --quick is given or --json names another place.
+// The report is kept as bench/results/cpu-<instruction set>.json unless --quick is given or --json names another place. What a run leaves out,
+// the file keeps from the run before on the same processor: kernels, and models by size and format, each with its own date and commit.
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -14,6 +15,7 @@ import { devices } from 'lapidary'
 import { compare } from '../peers/compare.mjs'
 import { comparisonOptions, lines, namesGiven, OptionError, publicPlan, readComparison } from '../peers/report.mjs'
 import { judge } from './bars.mjs'
+import { keepNewest } from './keep.mjs'
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..')
 
@@ -72,18 +74,20 @@ async function main() {
     for (const model of models) {
       for (const format of formats) {
         const result = await compare(model, format, plan)
-        report.models.push(result)
+        report.models.push({ ...result, date: new Date().toISOString(), commit: facts.commit, plan: report.plan })
         console.log(`\n${lines(result).join('\n')}`)
       }
     }
   }
-  report.bars = judge({ kernels: report.kernels, comparisons: report.models, used, present: facts.instructionSets })
+  const judged = ({ kernels, models }) => judge({ kernels, comparisons: models, used, present: facts.instructionSets })
+  report.bars = judged(report)
   console.log('')
   showBars(report.bars)
   const file = values.json ?? (values.quick ? null : path.join(root, `bench/results/cpu-${used}.json`))
   if (file) {
+    const kept = fs.existsSync(file) ? keepNewest(JSON.parse(fs.readFileSync(file, 'utf8')), report) : report
     fs.mkdirSync(path.dirname(file), { recursive: true })
-    fs.writeFileSync(file, `${JSON.stringify(report, null, 1)}\n`)
+    fs.writeFileSync(file, `${JSON.stringify({ ...kept, bars: judged(kept) }, null, 1)}\n`)
     console.log(`\nwritten: ${path.relative(process.cwd(), file) || file}`)
   }
   if (report.kernels?.results.some(({ wrong }) => wrong)) process.exitCode = 1

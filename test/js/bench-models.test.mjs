@@ -6,6 +6,7 @@ import test from 'node:test'
 import { loadModel } from 'lapidary'
 import { embed, Tensor } from 'lapidary/ops'
 import { judge } from '../../bench/cpu/bars.mjs'
+import { keepNewest } from '../../bench/cpu/keep.mjs'
 import { ggufFormats, typeOf } from '../../bench/models/formats.mjs'
 import { encodeTable, f16Bits } from '../../bench/models/quantize.mjs'
 import { parametersOf, shapes, tensorsOf } from '../../bench/models/shapes.mjs'
@@ -218,4 +219,12 @@ test('bars of the int8 path by itself', () => {
   const state = (part) => bars.find(({ bar }) => bar.includes(part)).state
   const seen = ['of 1 row', 'of 16 rows', 'of 512 rows', 'after 512, share of the read', 'loses', 'times one', 'ready after', 'first token', 'once ready'].map(state)
   assert.deepEqual(seen, ['missed', 'met', 'met', 'met', 'missed', 'met', 'met', 'missed', 'met'])
+})
+
+test('a report keeps the newest of every part, of one processor alone', () => {
+  const last = { processor: 'a', flags: 'x', instructionSet: 'avx2', kernels: { old: true }, models: [{ model: '1B', format: 'int8', at: 1 }, { model: '1B', format: 'bf16', at: 1 }] }
+  const next = { ...last, kernels: null, models: [{ model: '1B', format: 'int8', at: 2 }] }
+  assert.deepEqual(keepNewest(last, next), { ...next, kernels: { old: true }, models: [{ model: '1B', format: 'bf16', at: 1 }, { model: '1B', format: 'int8', at: 2 }] })
+  assert.deepEqual(keepNewest({ ...last, processor: 'b' }, next), next)
+  assert.deepEqual(keepNewest({ ...last, instructionSet: 'avx512vnni' }, next), next)
 })
