@@ -84,7 +84,7 @@ export function promptOperations(cost: Cost, tokens: number): Record<Unit, numbe
   return operations
 }
 
-/** The shortest time in seconds that the peaks allow for these operations; bf16 counts as f32 where the processor has no instruction for it. */
+/** The shortest time in seconds that the peaks allow for these operations; bf16 may be widened to f32, which some processors do faster than their bf16 products. */
 export function leastSeconds(operations: Readonly<Record<Unit, number>>, peaks: Peaks): number {
-  return operations.f32 / peaks.f32 + operations.bf16 / (peaks.bf16 ?? peaks.f32) + operations.int8 / peaks.int8
+  return operations.f32 / peaks.f32 + operations.bf16 / Math.max(peaks.bf16 ?? 0, peaks.f32) + operations.int8 / peaks.int8
 }

@@ -131,6 +131,7 @@ test('costs: what a token reads, what a prompt computes, by hand', () => {
   const own = { name: 'lm_head.weight', dtype: 'F32', shape: [100, 16], bytes: 6400 }
   assert.equal(costOf({ info, tensors: [...tensors, own] }, 'as-is', 'bf16').weightBytes, 6400 + 1024 + 1088)
   assert.equal(leastSeconds({ f32: 10, bf16: 20, int8: 30 }, { f32: 5, bf16: null, int8: 10 }), 2 + 4 + 3)
+  assert.equal(leastSeconds({ f32: 0, bf16: 20, int8: 0 }, { f32: 5, bf16: 2, int8: 10 }), 4) // widened to f32, which is faster there
 })
 
 test('lapidary bench: every figure of a small model, as JSON and as text', async () => {
