@@ -2,8 +2,8 @@
 //
 //   npm run bench:w8a8 -- [--models spiky,spiky-english,tiny] [--json FILE]
 //
-// A table for each model: perplexity of unseen text (mean KL to the unquantised model in 1e-3 nats), schemes by prefixes; then the bars. All of it is
-// kept as bench/results/w8a8.json unless --json names another place. Ends with code 1 when a constructed model misses a bar.
+// Tables for each model: perplexity of unseen text (mean KL to the unquantised model in 1e-3 nats), schemes by prefixes, then what each costs to run,
+// then the bars. All of it is kept as bench/results/w8a8.json unless --json names another place. Ends with code 1 when a constructed model misses a bar.
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
@@ -30,12 +30,17 @@ function machine() {
 
 const figure = (value) => (value === null ? 'none' : Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toPrecision(5))
 
-function show({ cells, positions, search, sites, prefixes, localWindow, bars }) {
+function show({ cells, positions, costs, search, sites, prefixes, localWindow, bars }) {
   const names = ['none', 'BOS', 'PrefixQuant', 'PrefixQuant tuned', 'greedy', 'greedy tuned'].filter((name) => cells.FP[name])
   console.log(`| | ${names.join(' | ')} |\n|---|${names.map(() => '---|').join('')}`)
   for (const [row, of] of Object.entries(cells)) {
     const cell = (name) => (of[name] ? `${of[name].perplexity.toFixed(3)} (${(1000 * of[name].meanKl).toFixed(2)})` : '')
     console.log(`| ${row} | ${names.map(cell).join(' | ')} |`)
+  }
+  console.log('| | weights, MB | prefill, tokens/s | decode, tokens/s | both behind greedy |\n|---|---|---|---|---|')
+  for (const [row, { none, greedy }] of Object.entries(costs)) {
+    const rates = (of) => (of ? [of.prefill.toFixed(0), of.decode.toFixed(0)] : ['', ''])
+    console.log(`| ${row} | ${(none.bytes / 1e6).toFixed(2)} | ${rates(none).join(' | ')} | ${rates(greedy).join(', ')} |`)
   }
   console.log(`prefixes: PrefixQuant [${prefixes.PrefixQuant}], greedy [${prefixes.greedy}]`)
   const { none, greedy, BOS, PrefixQuant, randomMedian } = search
@@ -64,7 +69,7 @@ async function main() {
     const say = (what) => process.stderr.write(`  ${what}\n`)
     const began = performance.now()
     const folder = await place(say)
-    const result = await study(folder, await texts(folder), { ...options, gap, say })
+    const result = await study(folder, await texts(folder), { ...options, gap, speeds: true, say })
     report.models[name] = { title, ...result, seconds: (performance.now() - began) / 1000 }
     show(result)
   }

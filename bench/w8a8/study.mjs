@@ -3,6 +3,7 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { loadModel } from 'lapidary'
+import { speedOf } from './speed.mjs'
 
 /** The rows of the table: how inputs are quantised; weights are int8 with a scale per output channel. */
 export const schemes = {
@@ -21,9 +22,9 @@ const sum = (values) => values.reduce((all, value) => all + value, 0)
  * @param folder An unquantised checkpoint.
  * @param texts `train` and `heldOut`, token ids without BOS.
  * @param options `window` of all texts; `search` and `tune`, options of searchCushion and tuneCushion; `tuned`, which prefixes are tuned, with options of their own; `gap`, the share of the perplexity lost to static scales
- *   that a prefix is to win back; `rows`, names of schemes; `say`, told what is done.
+ *   that a prefix is to win back; `rows`, names of schemes; `speeds`, whether they are timed; `say`, told what is done.
  */
-export async function study(folder, { train, heldOut }, { window, search, tune, tuned = { greedy: {} }, gap = 0.95, rows = Object.keys(schemes), say = () => {} }) {
+export async function study(folder, { train, heldOut }, { window, search, tune, tuned = { greedy: {} }, gap = 0.95, rows = Object.keys(schemes), speeds = false, say = () => {} }) {
   const work = fs.mkdtempSync(path.join(os.tmpdir(), 'lapidary-w8a8-'))
   const model = await loadModel(folder, loading)
   try {
@@ -48,14 +49,14 @@ export async function study(folder, { train, heldOut }, { window, search, tune, 
     }
     const calibration = { calibration: train, window }
     const reading = { window, firstTokens: false }
-    const cells = {}, sites = {}, positions = {}
+    const cells = {}, sites = {}, positions = {}, costs = {}
     // Equal tokens are one prefix under several names.
     const identity = (name) => JSON.stringify(name.endsWith('tuned') ? name : name === 'greedy' ? found.tokens : prefixes[name])
     for (const row of rows) {
       for (const [name, prefix] of Object.entries(prefixes)) {
         const same = Object.keys(cells[row] ?? {}).find((other) => identity(other) === identity(name))
         if (same) {
-          for (const part of [cells[row], positions[row], row === 'static' ? sites : undefined]) if (part) part[name] = part[same]
+          for (const part of [cells[row], positions[row], costs[row], row === 'static' ? sites : undefined]) if (part?.[same]) part[name] = part[same]
           continue
         }
         say(`${row}, ${name}`)
@@ -64,6 +65,7 @@ export async function study(folder, { train, heldOut }, { window, search, tune, 
         try {
           const { perplexity, natsPerToken, meanKl, tokens } = await made.model.divergence(model, heldOut, reading)
           cells[row] = { ...cells[row], [name]: { perplexity, natsPerToken, meanKl, tokens } }
+          if (speeds && ['none', 'greedy'].includes(name)) costs[row] = { ...costs[row], [name]: await speedOf(made.model) }
           if (row === 'static') sites[name] = made.sites
           if (['FP', 'static', 'per-token'].includes(row)) positions[row] = { ...positions[row], [name]: await byPosition(made.model, heldOut, localWindow(folder)) }
         } finally {
@@ -78,7 +80,7 @@ export async function study(folder, { train, heldOut }, { window, search, tune, 
       prefixes: { PrefixQuant: rivals.frequent.tokens, greedy: [...found.tokens] },
       search: { ...errorsOf(found), steps: found.report.search.steps },
       tuning,
-      cells, positions, sites,
+      cells, positions, costs, sites,
     }
     return { ...result, bars: bars(result, gap) }
   } finally {
