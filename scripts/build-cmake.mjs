@@ -4,12 +4,12 @@ import path from 'node:path'
 import { jobs, runBuildCommand } from './build-commands.mjs'
 import { root } from './setup.mjs'
 
-export async function buildWithCMake({ onLine, debug = false } = {}) {
+export async function buildWithCMake({ onLine } = {}) {
   const require = createRequire(path.join(root, 'package.json'))
   const cmakeJs = path.join(path.dirname(require.resolve('cmake-js/package.json')), 'bin/cmake-js')
-  const args = [cmakeJs, 'build', '--out', path.join(root, 'build/cmake'), '--prefer-make', '--parallel', jobs, ...(debug ? ['--debug'] : [])]
+  const args = [cmakeJs, 'build', '--out', path.join(root, 'build/cmake'), '--prefer-make', '--parallel', jobs]
   await runBuildCommand(process.execPath, args, { onLine, log: path.join(root, 'build/cmake.log') })
-  const file = path.join(root, `build/cmake/${debug ? 'Debug' : 'Release'}/lapidary.node`)
+  const file = path.join(root, 'build/cmake/Release/lapidary.node')
   const addon = require(file)
   return { file, version: addon.version() }
 }

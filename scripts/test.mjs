@@ -147,7 +147,7 @@ if (totals.failed === 0) {
       // Whole models, long texts and thousands of draws only repeat accesses that the shorter cases make.
       const without = ['a context of 20,000', 'golden: chunks', 'golden: lengths', 'golden: surprise', 'golden: the embedded', 'golden: company', 'alone or among',
         'train: checkpointing', 'golden AdamW', 'golden SGD', 'attention of long sequences', 'over many tokens', 'int8 at load, a trained', 'lowers held-out', '100,000 draws',
-        'a megabyte of', 'divergence is that'].map((part) => `-${part}`)
+        'a megabyte of', 'divergence is that', 'attention over several partitions', 'ops: attention against the reference'].map((part) => `-${part}`)
       await runShared('C++ tests (ASan, UBSan)', path.join(folder, 'lapidary_tests'), long ? [] : without, env)
       await fuzz('fuzzing (ASan, UBSan)', path.join(folder, 'lapidary_fuzz'), fuzzFiles, env)
       if (long) await runShared('CUDA kernels (ASan, UBSan)', path.join(folder, 'lapidary_cuda_tests'), [], env)
@@ -164,7 +164,7 @@ if (totals.failed === 0) {
   if (flags.has('--cmake')) {
     await section('addon by cmake-js', async () => {
       const { buildWithCMake } = await import('./build-cmake.mjs')
-      const { file, version } = await buildWithCMake({ debug: true })
+      const { file, version } = await buildWithCMake()
       process.stdout.write(`${path.relative(root, file)} loads, version ${version}\n`)
       record('cmake-js', 1, 0)
     })
