@@ -12,6 +12,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { devices } from 'lapidary'
+import { commit } from '../commit.mjs'
 import { compare } from '../peers/compare.mjs'
 import { comparisonOptions, lines, namesGiven, OptionError, publicPlan, readComparison } from '../peers/report.mjs'
 import { judge } from './bars.mjs'
@@ -25,13 +26,6 @@ function readLine(file, pattern) {
   } catch {
     return null
   }
-}
-
-function commit() {
-  const git = (...args) => spawnSync('git', args, { cwd: root, encoding: 'utf8' })
-  const { status, stdout } = git('rev-parse', '--short', 'HEAD')
-  if (status !== 0) return null
-  return `${stdout.trim()}${git('status', '--porcelain', '--untracked-files=no').stdout.trim() ? ' and changes' : ''}`
 }
 
 function machine(cpu) {

@@ -4,24 +4,17 @@
 //
 // Tables for each model: perplexity of unseen text (mean KL to the unquantised model in 1e-3 nats), schemes by prefixes, then what each costs to run,
 // then the bars. All of it is kept as bench/results/w8a8.json unless --json names another place. Ends with code 1 when a constructed model misses a bar.
-import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { devices } from 'lapidary'
+import { commit } from '../commit.mjs'
 import { models } from './models.mjs'
 import { study } from './study.mjs'
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..')
-
-function commit() {
-  const git = (...args) => spawnSync('git', args, { cwd: root, encoding: 'utf8' })
-  const { status, stdout } = git('rev-parse', '--short', 'HEAD')
-  if (status !== 0) return null
-  return `${stdout.trim()}${git('status', '--porcelain', '--untracked-files=no').stdout.trim() ? ' and changes' : ''}`
-}
 
 function machine() {
   const { name, instructionSet, cores } = devices().find(({ kind }) => kind === 'cpu')
