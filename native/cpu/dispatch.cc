@@ -22,7 +22,7 @@
 #include "base/error.h"
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
-#include "cpu/kernels_arm64.h"
+#include "cpu/kernels/arm64.h"
 #include "cpu/self_check.h"
 
 namespace lapidary {

@@ -1,5 +1,5 @@
 // Which tables a 64-bit ARM processor can run.
-#include "cpu/kernels_arm64.h"
+#include "cpu/kernels/arm64.h"
 
 #if defined(__aarch64__) && defined(__GNUC__)
 

@@ -1,9 +1,9 @@
 // The single-thread kernels of the CPU backend as a table of functions, one table per instruction set. Plain pointers and
 // sizes only: threads, tensors and checks stay in backend.cc.
 //
-// Every table gives the same bits (docs/numerics.md). kernels_impl.h and its parts are the one source of all tables, written
-// in terms of V, sixteen f32 lanes, which simd_scalar.h, simd_avx2.h and simd_avx512.h define, and of I, int32 lanes, which
-// simd_int_avx2.h and simd_int_avx512.h define for the int8 products; each kernels_*.cc includes its simd headers and is compiled
+// Every table gives the same bits (docs/numerics.md). kernels/impl.h and its parts are the one source of all tables, written
+// in terms of V, sixteen f32 lanes, which simd/scalar.h, simd/avx2.h and simd/avx512.h define, and of I, int32 lanes, which
+// simd/int_avx2.h and simd/int_avx512.h define for the int8 products; each kernels/*.cc includes its simd headers and is compiled
 // with that instruction set's flags. Hazard: an inline function with external linkage, when called there, may be merged by the
 // linker into the code of older processors. So everything those files call has internal linkage or lives in a C library: no std::
 // templates, no inline helpers of base/ or tensor/.

@@ -1,11 +1,11 @@
 // The AMX kernels over tiles in plain C++: the emulated instructions, and the int8 products. bf16: packed_bf16_test.cc.
 #if defined(__GNUC__)
-#pragma GCC diagnostic ignored "-Wunused-function"  // most of simd_scalar.h and kernels_math.h
+#pragma GCC diagnostic ignored "-Wunused-function"  // most of simd/scalar.h and kernels/math.h
 #endif
 #define LAPIDARY_EMULATED_AMX
-#define LAPIDARY_SIMD_HEADER "cpu/simd_scalar.h"
+#define LAPIDARY_SIMD_HEADER "cpu/simd/scalar.h"
 #include "cpu/backend.h"
-#include "cpu/kernels_amx_probe.h"
+#include "cpu/kernels/amx_probe.h"
 #include "cpu/packed_data.h"
 #include "cpu/probe.h"
 #include "cpu/self_check.h"

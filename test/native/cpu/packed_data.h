@@ -9,7 +9,7 @@
 #include "check.h"
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
-#include "cpu/kernels_arm64.h"
+#include "cpu/kernels/arm64.h"
 #include "cpu/packed.h"
 #include "ops/ops_data.h"
 

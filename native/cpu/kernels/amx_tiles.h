@@ -1,0 +1,129 @@
+// Products over AMX tiles: the walk over panels, slices of the sum and blocks of tokens, for bf16 and int8 alike. Part of kernels/amx.h.
+//
+// Sixteen groups of a panel are the tile B as they lie in memory, 64 bytes of sixteen prepared rows are the tile A. Two panels and two
+// tiles of tokens are multiplied at a time: four loads for four products. A slice of two panels stays in the first-level cache while all
+// tokens pass by; the tiles of sums wait in scratch meanwhile, which changes no bit. Tiles have as many rows as there are tokens, so
+// nothing beyond the input is read.
+#pragma once
+
+#include "cpu/kernels/math.h"
+#include "cpu/packed_layout.h"
+#include "cpu/simd/amx.h"
+
+namespace lapidary::cpu {
+namespace {
+
+constexpr int64_t kTileBytes = 1024, kTileRowBytes = 64, kTileFloats = kTileBytes / 4;
+constexpr int64_t kBlockTokens = 32, kSliceTiles = 16;
+// How far ahead panels are fetched at their first use.
+constexpr int64_t kAmxAheadBytes = 4096;
+
+// The sums of 16 t + m tokens and of panel p are tile 2 t + p; A is 4 + t, B is 6 + p.
+LAPIDARY_INLINE void configure_tokens(int64_t tokens, int64_t& configured) {
+  if (tokens == configured) return;
+  TileConfig config;
+  const auto set = [&](int tile, int64_t rows) {
+    config.rows[tile] = static_cast<uint8_t>(rows);
+    config.row_bytes[tile] = rows > 0 ? kTileRowBytes : 0;
+  };
+  for (int t = 0; t < 2; ++t) {
+    const int64_t left = tokens - 16 * t, rows = left < 0 ? 0 : left < 16 ? left : 16;
+    set(2 * t, rows), set(2 * t + 1, rows), set(4 + t, rows), set(6 + t, 16);
+  }
+  tile_configure(config);
+  configured = tokens;
+}
+
+// One slice of one block of tokens.
+struct TileBlock {
+  const std::byte* input;  // of the block's first token
+  int64_t input_stride;
+  const std::byte* panels[2];
+  int64_t steps;
+  bool first_slice, streams;  // streams: the panels come from memory
+  float* sums;                // [token tile][panel] tiles
+};
+
+template <typename Dot, int kTokenTiles, int kPanels>
+void multiply_block(const TileBlock& block) {
+  const auto each_sum = [&](auto&& fn0, auto&& fn1, auto&& fn2, auto&& fn3) {
+    fn0(block.sums);
+    if constexpr (kPanels == 2) fn1(block.sums + kTileFloats);
+    if constexpr (kTokenTiles == 2) fn2(block.sums + 2 * kTileFloats);
+    if constexpr (kTokenTiles == 2 && kPanels == 2) fn3(block.sums + 3 * kTileFloats);
+  };
+  if (block.first_slice) {
+    each_sum([](float*) { tile_zero<0>(); }, [](float*) { tile_zero<1>(); }, [](float*) { tile_zero<2>(); },
+             [](float*) { tile_zero<3>(); });
+  } else {
+    each_sum([](float* p) { tile_load<0>(p, kTileRowBytes); }, [](float* p) { tile_load<1>(p, kTileRowBytes); },
+             [](float* p) { tile_load<2>(p, kTileRowBytes); }, [](float* p) { tile_load<3>(p, kTileRowBytes); });
+  }
+  const std::byte *x = block.input, *w0 = block.panels[0], *w1 = block.panels[1];
+  for (int64_t i = 0; i < block.steps; ++i, x += kTileRowBytes, w0 += kTileBytes, w1 += kTileBytes) {
+    if (block.streams) {
+      for (int64_t line = 0; line < kTileBytes; line += 64) {
+        LAPIDARY_PREFETCH(w0 + kAmxAheadBytes + line);
+        if constexpr (kPanels == 2) LAPIDARY_PREFETCH(w1 + kAmxAheadBytes + line);
+      }
+    }
+    tile_load<6>(w0, kTileRowBytes);
+    tile_load<4>(x, block.input_stride);
+    Dot::template step<0, 4, 6>();
+    if constexpr (kPanels == 2) {
+      tile_load<7>(w1, kTileRowBytes);
+      Dot::template step<1, 4, 7>();
+    }
+    if constexpr (kTokenTiles == 2) {
+      tile_load<5>(x + 16 * block.input_stride, block.input_stride);
+      Dot::template step<2, 5, 6>();
+      if constexpr (kPanels == 2) Dot::template step<3, 5, 7>();
+    }
+  }
+  each_sum([](float* p) { tile_store<0>(p, kTileRowBytes); }, [](float* p) { tile_store<1>(p, kTileRowBytes); },
+           [](float* p) { tile_store<2>(p, kTileRowBytes); }, [](float* p) { tile_store<3>(p, kTileRowBytes); });
+}
+
+// Dot: step<C, A, B>(), input_bytes(k), where a row's operands begin, panel tiles of k, and finish(), which stores one tile of sums.
+template <typename Dot>
+void multiply_tiles(const PackedTask& task, int64_t p0, int64_t p1, float* scratch) {
+  const int64_t stride = Dot::input_bytes(task.k), steps = Dot::panel_tiles(task.k);
+  int64_t configured = 0;
+  for (int64_t p = p0; p < p1; p += 2) {
+    const int64_t panels = p1 - p < 2 ? 1 : 2;
+    for (int64_t s = 0; s < steps; s += kSliceTiles) {
+      TileBlock block{};
+      block.input_stride = stride;
+      block.steps = steps - s < kSliceTiles ? steps - s : kSliceTiles;
+      block.first_slice = s == 0;
+      for (int64_t i = 0; i < 2; ++i) block.panels[i] = task.panels + (p + (i < panels ? i : 0)) * task.panel_bytes + s * kTileBytes;
+      for (int64_t t = 0; t < task.tokens; t += kBlockTokens) {
+        const int64_t tokens = task.tokens - t < kBlockTokens ? task.tokens - t : kBlockTokens;
+        block.input = task.input + t * stride + Dot::kInputStart + s * kTileRowBytes;
+        block.streams = t == 0;
+        block.sums = scratch + t / 16 * 2 * kTileFloats;
+        configure_tokens(tokens, configured);
+        if (tokens > 16) {
+          panels == 2 ? multiply_block<Dot, 2, 2>(block) : multiply_block<Dot, 2, 1>(block);
+        } else {
+          panels == 2 ? multiply_block<Dot, 1, 2>(block) : multiply_block<Dot, 1, 1>(block);
+        }
+        if (s + block.steps < steps) continue;
+        for (int64_t first = 0; first < tokens; first += 16) {
+          for (int64_t i = 0; i < panels; ++i) {
+            const int64_t rows = tokens - first < 16 ? tokens - first : 16;
+            Dot::finish(task, p + i, t + first, rows, block.sums + (first / 16 * 2 + i) * kTileFloats);
+          }
+        }
+      }
+    }
+  }
+  tile_release();
+}
+
+size_t tiles_scratch_floats(int64_t tokens, int64_t) {
+  return static_cast<size_t>((tokens + kBlockTokens - 1) / kBlockTokens * 4 * kTileFloats);
+}
+
+}  // namespace
+}  // namespace lapidary::cpu

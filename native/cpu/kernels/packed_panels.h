@@ -1,0 +1,216 @@
+// The loops of products over panels of int8 weights, for any form of sums. Part of kernels/impl.h.
+//
+// A form F says what a vector of sums is and how a group, the sixteen rows' next four weights (64 bytes), is multiplied with a token's next
+// four inputs. Every sum takes the groups in rising order, whatever the tiles. Two bodies:
+// - few tokens: a panel streams from memory once and meets all tokens;
+// - many tokens: unit by unit, slice by slice of k, so that a slice of weights stays in the first-level cache while all tokens pass by; the
+//   sums wait in memory between slices. A form may have its weights turned into operands first, once per slice.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/packed_layout.h"
+#include "cpu/simd/common.h"
+
+namespace lapidary::cpu {
+namespace {
+
+constexpr int64_t kGroupBytes = 64;
+constexpr int64_t kSliceBytes = 24 * 1024;  // of operands, so that the inputs of a tile have room beside them
+constexpr int64_t kAheadBytes = 2048;       // how far before its use a streaming panel is asked for
+
+template <class F>
+constexpr int kJoinedRows = 16 * F::kJoined / F::kVectors;
+template <class F>
+constexpr int kUnitVectors = F::kUnitPanels * F::kVectors;
+template <class F>
+constexpr int64_t kOperandBytes = F::kWidens ? F::kVectors * int64_t{sizeof(typename F::Sum)} : kGroupBytes;  // of a group of a panel
+
+int64_t panel_groups(int64_t k) { return packed_int8_columns(k) / kInt8Group; }
+const int8_t* numbers_of(const PackedTask& task, int64_t p) { return reinterpret_cast<const int8_t*>(task.panels + p * task.panel_bytes); }
+
+template <class F>
+LAPIDARY_INLINE const typename F::Number* input_numbers(const PackedTask& task, int64_t t, int64_t group) {
+  return reinterpret_cast<const typename F::Number*>(task.input + t * F::input_bytes(task.k) + 64) + group * kInt8Group;
+}
+
+// The results of token t and F::kJoined vectors of sums, whose first row is `row` of panel p.
+template <class F>
+LAPIDARY_INLINE void store_results(const PackedTask& task, const typename F::Sum* sums, int64_t t, int64_t p, int64_t row) {
+  const int64_t n = p * kPackedRows + row, left = task.n - n;
+  if (left <= 0) return;
+  const std::byte* input = task.input + t * F::input_bytes(task.k);
+  const int32_t* row_sums = reinterpret_cast<const int32_t*>(numbers_of(task, p) + panel_groups(task.k) * kGroupBytes) + row;
+  float* out = task.out + t * task.out_stride + n - task.out_first;
+  if (left >= kJoinedRows<F>) return F::store_rows(out, sums, row_sums, input, task.w_scales + n);
+  float scales[kJoinedRows<F>] = {}, results[kJoinedRows<F>];
+  std::memcpy(scales, task.w_scales + n, static_cast<size_t>(left) * 4);
+  F::store_rows(results, sums, row_sums, input, scales);
+  std::memcpy(out, results, static_cast<size_t>(left) * 4);
+}
+
+// --- few tokens -----------------------------------------------------------------------------------------------------------
+
+template <class F, int T>
+LAPIDARY_NOINLINE void stream_panel(const PackedTask& task, int64_t p, int64_t t) {
+  constexpr int R = F::kVectors, kChains = T * R;
+  // Groups at a time with sums of their own, so that an addition need not wait for the one before.
+  constexpr int U = !F::kAnyOrder || kChains >= 8 ? 1 : kChains >= 4 ? 2 : 4;
+  typename F::Sum sums[U][T][R];
+  LAPIDARY_UNROLL for (int u = 0; u < U; ++u) {
+    LAPIDARY_UNROLL for (int i = 0; i < T; ++i) { LAPIDARY_UNROLL for (int r = 0; r < R; ++r) sums[u][i][r] = F::zero(); }
+  }
+  const int64_t stride = F::input_bytes(task.k) / static_cast<int64_t>(sizeof(typename F::Number));
+  const typename F::Number* x = input_numbers<F>(task, t, 0);
+  const int8_t* w = numbers_of(task, p);
+  for (const int8_t* end = w + panel_groups(task.k) * kGroupBytes; w < end; w += U * kGroupBytes, x += U * kInt8Group) {
+    LAPIDARY_UNROLL for (int u = 0; u < U; ++u) {
+      LAPIDARY_PREFETCH(w + u * kGroupBytes + kAheadBytes);
+      typename F::Sum weights[R];
+      LAPIDARY_UNROLL for (int r = 0; r < R; ++r) weights[r] = F::weights(w + u * kGroupBytes, r);
+      LAPIDARY_UNROLL for (int i = 0; i < T; ++i) {
+        const auto input = F::input(x + i * stride + u * kInt8Group);
+        LAPIDARY_UNROLL for (int r = 0; r < R; ++r) sums[u][i][r] = F::multiply_add(sums[u][i][r], weights[r], input);
+      }
+    }
+  }
+  LAPIDARY_UNROLL for (int i = 0; i < T; ++i) {
+    LAPIDARY_UNROLL for (int r = 0; r < R; ++r) {
+      LAPIDARY_UNROLL for (int u = 1; u < U; ++u) sums[0][i][r] = F::add(sums[0][i][r], sums[u][i][r]);
+    }
+    LAPIDARY_UNROLL for (int r = 0; r < R; r += F::kJoined) store_results<F>(task, sums[0][i] + r, t + i, p, r * kPackedRows / R);
+  }
+}
+
+template <class F, int T = F::kFewTokens>
+void stream_panels(const PackedTask& task, int64_t p0, int64_t p1) {
+  if constexpr (T > 0) {
+    if (task.tokens < T) return stream_panels<F, T - 1>(task, p0, p1);
+    for (int64_t p = p0; p < p1; ++p) stream_panel<F, T>(task, p, 0);
+  }
+}
+
+// --- many tokens ----------------------------------------------------------------------------------------------------------
+
+// Groups [group, group + groups) of the panels of a unit.
+struct PanelSlice {
+  int64_t p, panels, group, groups;
+  bool is_first, is_last;     // of the panels' slices
+  const std::byte* operands;  // of the first panel, `stride` bytes from panel to panel
+  int64_t stride;
+  const int8_t* next;   // the slice that comes after this one, panel_bytes from panel to panel; asked for while the tiles pass
+  int64_t tile, tiles;  // of tokens: the current one, and how many
+};
+
+// Tokens [t, t + T), vectors [v, v + R) of the unit. `waiting`: their sums, [T][kUnitVectors].
+template <class F, int T, int R>
+LAPIDARY_NOINLINE void slice_tile(const PackedTask& task, const PanelSlice& slice, int64_t t, int v, typename F::Sum* waiting) {
+  constexpr int kVectors = F::kVectors, kWaiting = kUnitVectors<F>;
+  typename F::Sum sums[T][R];
+  LAPIDARY_UNROLL for (int i = 0; i < T; ++i) {
+    LAPIDARY_UNROLL for (int r = 0; r < R; ++r) sums[i][r] = slice.is_first ? F::zero() : F::load(waiting + i * kWaiting + v + r);
+  }
+  const int64_t stride = F::input_bytes(task.k) / static_cast<int64_t>(sizeof(typename F::Number));
+  const typename F::Number* x = input_numbers<F>(task, t, slice.group);
+  const std::byte* w = slice.operands + v / kVectors * slice.stride;
+  // A tile's share of the next slice: some lines of one panel.
+  const int64_t per_panel = slice.tiles / slice.panels > 0 ? slice.tiles / slice.panels : 1;
+  const int64_t share = v > 0 || slice.tile / per_panel >= slice.panels ? 0 : (slice.groups + per_panel - 1) / per_panel;
+  const int8_t* next = slice.next + slice.tile / per_panel * task.panel_bytes + slice.tile % per_panel * share * kGroupBytes;
+  for (int64_t g = 0; g < slice.groups; ++g, x += kInt8Group, w += kOperandBytes<F>) {
+    if (g < share) LAPIDARY_PREFETCH(next + g * kGroupBytes);
+    typename F::Sum weights[R];
+    LAPIDARY_UNROLL for (int r = 0; r < R; ++r) {
+      const std::byte* panel = w + r / kVectors * slice.stride;
+      const int sub = (v + r) % kVectors;
+      if constexpr (F::kWidens) {
+        weights[r] = F::load(panel + sub * sizeof(typename F::Sum));
+      } else {
+        weights[r] = F::weights(reinterpret_cast<const int8_t*>(panel), sub);
+      }
+    }
+    LAPIDARY_UNROLL for (int i = 0; i < T; ++i) {
+      const auto input = F::input(x + i * stride);
+      LAPIDARY_UNROLL for (int r = 0; r < R; ++r) sums[i][r] = F::multiply_add(sums[i][r], weights[r], input);
+    }
+  }
+  LAPIDARY_UNROLL for (int i = 0; i < T; ++i) {
+    if (!slice.is_last) {
+      LAPIDARY_UNROLL for (int r = 0; r < R; ++r) F::store(waiting + i * kWaiting + v + r, sums[i][r]);
+    } else {
+      LAPIDARY_UNROLL for (int r = 0; r < R; r += F::kJoined)
+          store_results<F>(task, sums[i] + r, t + i, slice.p + (v + r) / kVectors, (v + r) % kVectors * kPackedRows / kVectors);
+    }
+  }
+}
+
+template <class F, int R, int T = F::kTileTokens>
+LAPIDARY_INLINE void slice_tokens(const PackedTask& task, const PanelSlice& slice, int64_t t, int64_t tokens, int v,
+                                  typename F::Sum* waiting) {
+  if constexpr (T > 0) {
+    if (tokens < T) return slice_tokens<F, R, T - 1>(task, slice, t, tokens, v, waiting);
+    slice_tile<F, T, R>(task, slice, t, v, waiting);
+  }
+}
+
+// All vectors of the unit's panels.
+template <class F, int R = F::kTileVectors>
+LAPIDARY_INLINE void slice_vectors(const PackedTask& task, const PanelSlice& slice, int64_t t, int64_t tokens, typename F::Sum* waiting) {
+  const int vectors = static_cast<int>(slice.panels) * F::kVectors;
+  if constexpr (R > F::kVectors) {
+    if (vectors < R) return slice_vectors<F, R - F::kVectors>(task, slice, t, tokens, waiting);
+  }
+  for (int v = 0; v < vectors; v += R) slice_tokens<F, R>(task, slice, t, tokens, v, waiting);
+}
+
+template <class F>
+int64_t slice_groups(int64_t k) {
+  constexpr int64_t kMost = kSliceBytes / (F::kUnitPanels * kOperandBytes<F>);
+  const int64_t groups = panel_groups(k), slices = (groups + kMost - 1) / kMost;
+  return slices == 0 ? 1 : (groups + slices - 1) / slices;
+}
+
+template <class F>
+void multiply_panels(const PackedTask& task, int64_t p0, int64_t p1, float* scratch) {
+  if (task.tokens <= F::kFewTokens) return stream_panels<F>(task, p0, p1);
+  const int64_t groups = panel_groups(task.k), most = slice_groups<F>(task.k);
+  typename F::Sum* waiting = reinterpret_cast<typename F::Sum*>(scratch);
+  std::byte* widened = reinterpret_cast<std::byte*>(waiting + task.tokens * kUnitVectors<F>);
+  const int64_t tiles = (task.tokens + F::kTileTokens - 1) / F::kTileTokens, least = task.tokens / tiles, larger = task.tokens % tiles;
+  for (int64_t p = p0; p < p1; p += F::kUnitPanels) {
+    const int64_t panels = p1 - p < F::kUnitPanels ? p1 - p : F::kUnitPanels;
+    for (int64_t group = 0; group == 0 || group < groups; group += most) {
+      PanelSlice slice{p, panels, group, groups - group < most ? groups - group : most, group == 0, group + most >= groups};
+      const int8_t* numbers = numbers_of(task, p) + group * kGroupBytes;
+      slice.next = slice.is_last ? numbers_of(task, p + panels) : numbers + slice.groups * kGroupBytes;
+      slice.tiles = tiles;
+      slice.operands = reinterpret_cast<const std::byte*>(numbers), slice.stride = task.panel_bytes;
+      if constexpr (F::kWidens) {
+        slice.operands = widened, slice.stride = slice.groups * kOperandBytes<F>;
+        std::byte* to = widened;
+        for (int64_t i = 0; i < panels; ++i) {
+          for (int64_t g = 0; g < slice.groups; ++g) {
+            LAPIDARY_UNROLL for (int v = 0; v < F::kVectors; ++v, to += sizeof(typename F::Sum))
+                F::store(to, F::weights(numbers + i * task.panel_bytes + g * kGroupBytes, v));
+          }
+        }
+      }
+      for (int64_t tile = 0, t = 0; tile < tiles; ++tile) {
+        const int64_t tokens = least + (tile < larger);
+        slice.tile = tile;
+        slice_vectors<F>(task, slice, t, tokens, waiting + t * kUnitVectors<F>);
+        t += tokens;
+      }
+    }
+  }
+}
+
+template <class F>
+size_t panels_scratch_floats(int64_t tokens, int64_t k) {
+  if (tokens <= F::kFewTokens) return 0;
+  const int64_t bytes = tokens * kUnitVectors<F> * static_cast<int64_t>(sizeof(typename F::Sum)) +
+                        (F::kWidens ? F::kUnitPanels * slice_groups<F>(k) * kOperandBytes<F> : 0);
+  return static_cast<size_t>(bytes) / 4;
+}
+
+}  // namespace
+}  // namespace lapidary::cpu

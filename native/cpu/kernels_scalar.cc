@@ -1,9 +1,0 @@
-// The kernels in plain C++: the table that every processor can run.
-#define LAPIDARY_SIMD_HEADER "cpu/simd_scalar.h"
-#include "cpu/kernels_impl.h"
-
-namespace lapidary::cpu {
-
-const Kernels kScalarKernels = LAPIDARY_KERNELS("scalar");
-
-}  // namespace lapidary::cpu
