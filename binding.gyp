@@ -6,6 +6,7 @@
 #   -Dgpu_check=1      those and lapidary_gpu_tests: what bench/gpu/check.sh runs over a CUDA library
 #   -Dwith_addon=0     no addon: then gyp alone builds the rest, with no Node headers
 #   -Dsanitize=LIST    address,undefined or thread; keeps assertions
+#   -Devery_check=1    with sanitize=address,undefined: also the checks of UBSan that double the time of compiling
 #   -Dwerror=1         warnings are errors
 {
   "variables": {
@@ -16,13 +17,14 @@
     "outliers%": 0,
     "with_addon%": 1,
     "sanitize%": "",
+    "every_check%": 0,
     "werror%": 0,
     "read_sources": "node -p \"require('./native/sources.json')",
     "version": "<!(node -p \"require('./package.json').version\")",
   },
   "target_defaults": {
     # target_conditions do not see the file's own variables.
-    "variables": {"sanitize%": "<(sanitize)"},
+    "variables": {"sanitize%": "<(sanitize)", "every_check%": "<(every_check)"},
     "default_configuration": "Release",
     "configurations": {"Release": {}, "Debug": {}},
     "include_dirs": ["native", "."],
@@ -41,14 +43,15 @@
       }],
     ],
     "target_conditions": [
-      # Checks before every access of a kernel take the compiler minutes: vectors are loaded unaligned on purpose, and ASan sees a null pointer too.
-      ["'address' in sanitize and _target_name in 'lapidary_emulator lapidary_avx2 lapidary_avx512 lapidary_avx512vnni lapidary_avxvnni lapidary_avx512bf16 lapidary_amx'.split()", {
+      # Checks before every access take the compiler minutes, of kernels most of all: they load vectors unaligned on purpose. ASan sees a null pointer too.
+      ["'address' in sanitize and (every_check==0 or _target_name in 'lapidary_emulator lapidary_avx2 lapidary_avx512 lapidary_avx512vnni lapidary_avxvnni lapidary_avx512bf16 lapidary_amx'.split())", {
         "cflags_cc": ["-fno-sanitize=null,alignment,object-size,pointer-overflow,vptr"],
       }],
       # Tests are compiled more often than they run. ASan watches what they call; TSan must see both sides of every atomic. The kernels without
-      # vectors are the loops of the others, which ASan watches, at many times their cost.
+      # vectors are the loops of the others, which sanitizers watch, at many times their cost.
       ["_target_name in 'lapidary_tests lapidary_fuzz lapidary_cuda_tests lapidary_gpu_tests'.split()", {"cflags_cc!": ["-O3"], "cflags_cc": ["-O1"]}],
-      ["'address' in sanitize and _target_name in 'lapidary_scalar lapidary_tests lapidary_fuzz lapidary_cuda_tests'.split()", {"cflags_cc!": ["-fsanitize=<(sanitize)"]}],
+      ["'address' in sanitize and _target_name in 'lapidary_tests lapidary_fuzz lapidary_cuda_tests'.split()", {"cflags_cc!": ["-fsanitize=<(sanitize)"]}],
+      ["sanitize!='' and _target_name=='lapidary_scalar'", {"cflags_cc!": ["-fsanitize=<(sanitize)"]}],
     ],
     "xcode_settings": {
       "CLANG_CXX_LANGUAGE_STANDARD": "c++20",
@@ -72,8 +75,10 @@
       # One library per instruction set; what depends on the core is linked with them too.
       "dependencies": ["lapidary_scalar"],
       "conditions": [
-        ["target_arch=='x64'", {"dependencies": ["lapidary_avx2", "lapidary_avx512", "lapidary_avx512vnni", "lapidary_avxvnni",
-                                                "lapidary_avx512bf16", "lapidary_amx"]}],
+        # Threads meet in the same places whatever the vectors: under TSan one instruction set is enough.
+        ["target_arch=='x64' and sanitize=='thread'", {"dependencies": ["lapidary_avx2"], "defines": ["LAPIDARY_AVX2_ONLY"]}],
+        ["target_arch=='x64' and sanitize!='thread'", {"dependencies": ["lapidary_avx2", "lapidary_avx512", "lapidary_avx512vnni", "lapidary_avxvnni",
+                                                                      "lapidary_avx512bf16", "lapidary_amx"]}],
         ["target_arch=='arm64' and OS!='win'", {"dependencies": ["lapidary_neon", "lapidary_neondot", "lapidary_neoni8mm"]}],
       ],
     },

@@ -4,10 +4,11 @@ import path from 'node:path'
 import { jobs, runBuildCommand } from './build-commands.mjs'
 import { root } from './setup.mjs'
 
-export async function buildWithCMake({ onLine } = {}) {
+/** `quick` leaves most optimisation out: enough to see that it builds and loads. */
+export async function buildWithCMake({ quick = false, onLine } = {}) {
   const require = createRequire(path.join(root, 'package.json'))
   const cmakeJs = path.join(path.dirname(require.resolve('cmake-js/package.json')), 'bin/cmake-js')
-  const args = [cmakeJs, 'build', '--out', path.join(root, 'build/cmake'), '--prefer-make', '--parallel', jobs]
+  const args = [cmakeJs, 'build', '--out', path.join(root, 'build/cmake'), '--prefer-make', '--parallel', jobs, ...(quick ? ['--CDCMAKE_CXX_FLAGS_RELEASE=-O1'] : [])]
   await runBuildCommand(process.execPath, args, { onLine, log: path.join(root, 'build/cmake.log') })
   const file = path.join(root, 'build/cmake/Release/lapidary.node')
   const addon = require(file)

@@ -20,8 +20,9 @@ export async function buildWithGyp(name, defines, env = buildEnvironment) {
 }
 
 /** Builds with -fsanitize=`sanitize` and returns the folder of lapidary_tests, lapidary_fuzz and, on request, lapidary_cuda_tests. */
-export function buildSanitized(sanitize, { werror = false, cudaTests = false } = {}) {
-  return buildWithGyp(`build/sanitize-${sanitize.split(',')[0]}`, { native_tests: 1, cuda_tests: cudaTests ? 1 : 0, sanitize, werror: werror ? 1 : 0 })
+export function buildSanitized(sanitize, { werror = false, cudaTests = false, everyCheck = false } = {}) {
+  const defines = { native_tests: 1, cuda_tests: cudaTests ? 1 : 0, sanitize, every_check: everyCheck ? 1 : 0, werror: werror ? 1 : 0 }
+  return buildWithGyp(`build/sanitize-${sanitize.split(',')[0]}`, defines)
 }
 
 export const sanitizerEnvironment = {

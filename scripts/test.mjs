@@ -71,13 +71,21 @@ function testFiles(...folders) {
   })
 }
 
+/** What measures times or memory of its own process; other tests beside it would be part of what it sees. */
+const runsAlone = /(latency|lifetime|loop-hold|bench)[^/]*$/
+
 async function runNodeTests(name, files) {
   if (!files.length) throw new Error(`${name}: no test files were found`)
+  const groups = [[files.filter((file) => !runsAlone.test(file)), os.availableParallelism()], [files.filter((file) => runsAlone.test(file)), 1]]
+  for (const [some, atOnce] of groups) if (some.length) await runNodeTestFiles(name, some, atOnce)
+}
+
+async function runNodeTestFiles(name, files, atOnce) {
   const scratch = mkdtempSync(path.join(os.tmpdir(), 'lapidary-tap-'))
   const tap = path.join(scratch, 'out.tap')
   const reporters = ['--test-reporter=spec', '--test-reporter-destination=stdout', '--test-reporter=tap', `--test-reporter-destination=${tap}`]
   try {
-    const { code } = await run(process.execPath, ['--test', ...reporters, ...files])
+    const { code } = await run(process.execPath, ['--test', `--test-concurrency=${atOnce}`, ...reporters, ...files])
     const text = existsSync(tap) ? readFileSync(tap, 'utf8') : ''
     const count = (key) => Number(text.match(new RegExp(`^# ${key} (\\d+)$`, 'm'))?.[1] ?? 0)
     const failed = count('fail') + count('cancelled')
@@ -143,11 +151,11 @@ if (totals.failed === 0) {
     const env = { ...environment, ...sanitizerEnvironment }
     await section('C++ tests and fuzzing under ASan and UBSan', async () => {
       // The emulator of the CUDA model checks every access of the kernels itself: under ASan they run with --long alone.
-      const folder = await buildSanitized('address,undefined', { werror: flags.has('--werror'), cudaTests: long })
+      const folder = await buildSanitized('address,undefined', { werror: flags.has('--werror'), cudaTests: long, everyCheck: long })
       // Whole models, long texts and thousands of draws only repeat accesses that the shorter cases make.
       const without = ['a context of 20,000', 'golden: chunks', 'golden: lengths', 'golden: surprise', 'golden: the embedded', 'golden: company', 'alone or among',
         'train: checkpointing', 'golden AdamW', 'golden SGD', 'attention of long sequences', 'over many tokens', 'int8 at load, a trained', 'lowers held-out', '100,000 draws',
-        'a megabyte of', 'divergence is that', 'attention over several partitions', 'ops: attention against the reference'].map((part) => `-${part}`)
+        'a megabyte of', 'divergence is that', 'attention over several partitions', 'ops: attention against the reference', 'ops: prefixes, pictures'].map((part) => `-${part}`)
       await runShared('C++ tests (ASan, UBSan)', path.join(folder, 'lapidary_tests'), long ? [] : without, env)
       await fuzz('fuzzing (ASan, UBSan)', path.join(folder, 'lapidary_fuzz'), fuzzFiles, env)
       if (long) await runShared('CUDA kernels (ASan, UBSan)', path.join(folder, 'lapidary_cuda_tests'), [], env)
@@ -155,16 +163,15 @@ if (totals.failed === 0) {
     await section('engine tests under TSan', async () => {
       const folder = await buildSanitized('thread', { werror: flags.has('--werror') })
       // What runs threads against each other; the long single-run cases of the engine would only take time.
-      for (const part of ['thread_pool:', 'runs:', 'sequence:', 'session file:', 'engine: alone or among', 'engine: one thread or two']) {
-        await runCounting(`TSan, ${part}`, path.join(folder, 'lapidary_tests'), [part], env)
-      }
+      const parts = ['thread_pool:', 'runs:', 'sequence:', 'session file:', 'engine: alone or among', 'engine: one thread or two']
+      await runShared('C++ tests (TSan)', path.join(folder, 'lapidary_tests'), parts, env)
     })
   }
   if (long || flags.has('--arm64')) await section('C++ tests of 64-bit ARM', testArm64)
   if (flags.has('--cmake')) {
     await section('addon by cmake-js', async () => {
       const { buildWithCMake } = await import('./build-cmake.mjs')
-      const { file, version } = await buildWithCMake()
+      const { file, version } = await buildWithCMake({ quick: !long })
       process.stdout.write(`${path.relative(root, file)} loads, version ${version}\n`)
       record('cmake-js', 1, 0)
     })

@@ -30,6 +30,7 @@ namespace lapidary {
 namespace {
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#ifndef LAPIDARY_AVX2_ONLY  // a build without the other instruction sets
 // A table as its instruction set alone has it, with products that further features allow before its own.
 cpu::Kernels extended(const cpu::Kernels& base, const char* name, std::initializer_list<cpu::PackedKernels> own) {
   cpu::Kernels table = base;
@@ -75,12 +76,14 @@ const cpu::Kernels& avxvnni_kernels() {
   static const cpu::Kernels table = extended(cpu::kAvx2Kernels, "avxvnni", {cpu::kAvxVnniPacked});
   return table;
 }
+#endif
 
 // Best first.
 std::vector<const cpu::Kernels*> available_kernels() {
   __builtin_cpu_init();
   std::vector<const cpu::Kernels*> tables;
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#ifndef LAPIDARY_AVX2_ONLY
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const bool vnni = avx512 && cpu::has_feature(cpu::Feature::avx512_vnni);
@@ -92,6 +95,7 @@ std::vector<const cpu::Kernels*> available_kernels() {
   if (bf16 && !fast) tables.push_back(&avx512bf16_kernels());
   if (avx512) tables.push_back(&cpu::kAvx512Kernels);
   if (avx2 && cpu::has_feature(cpu::Feature::avx_vnni)) tables.push_back(&avxvnni_kernels());
+#endif
   if (avx2) tables.push_back(&cpu::kAvx2Kernels);
   tables.push_back(&cpu::kScalarKernels);
   return tables;
