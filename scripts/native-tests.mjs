@@ -3,8 +3,8 @@ import path from 'node:path'
 import { buildEnvironment, checkTools, jobs, runBuildCommand } from './build-commands.mjs'
 import { root } from './setup.mjs'
 
-/** Builds targets of binding.gyp into `name`, without the addon: no Node headers are needed. Gives the folder of the programs. */
-export async function buildWithGyp(name, defines, env = buildEnvironment) {
+/** Builds `targets` of binding.gyp, or all, into `name`, without the addon: no Node headers are needed. Gives the folder of the programs. */
+export async function buildWithGyp(name, defines, { targets = [], env = buildEnvironment } = {}) {
   checkTools()
   const folder = path.join(root, name)
   const gyp = path.join(root, 'node_modules/node-gyp/gyp/gyp_main.py')
@@ -15,14 +15,15 @@ export async function buildWithGyp(name, defines, env = buildEnvironment) {
   const args = [gyp, 'binding.gyp', '-f', 'make', '--depth=.', '--no-parallel', '--generator-output', name, '-Goutput_dir=.']
   for (const [key, value] of Object.entries(all)) args.push(`-D${key}=${value}`)
   await runBuildCommand(process.env.PYTHON || 'python3', args, { env, log: path.join(folder, 'configure.log') })
-  await runBuildCommand('make', ['-C', folder, 'BUILDTYPE=Release', '-j', jobs], { env, log: path.join(folder, 'compile.log') })
+  await runBuildCommand('make', ['-C', folder, 'BUILDTYPE=Release', '-j', jobs, ...targets], { env, log: path.join(folder, 'compile.log') })
   return path.join(folder, 'Release')
 }
 
-/** Builds with -fsanitize=`sanitize` and returns the folder of lapidary_tests, lapidary_fuzz and, on request, lapidary_cuda_tests. */
+/** Builds with -fsanitize=`sanitize` and returns the folder of lapidary_tests, lapidary_fuzz (not of thread) and, on request, lapidary_cuda_tests. */
 export function buildSanitized(sanitize, { werror = false, cudaTests = false, everyCheck = false } = {}) {
   const defines = { native_tests: 1, cuda_tests: cudaTests ? 1 : 0, sanitize, every_check: everyCheck ? 1 : 0, werror: werror ? 1 : 0 }
-  return buildWithGyp(`build/sanitize-${sanitize.split(',')[0]}`, defines)
+  const targets = ['lapidary_tests', ...(sanitize === 'thread' ? [] : ['lapidary_fuzz']), ...(cudaTests ? ['lapidary_cuda_tests'] : [])]
+  return buildWithGyp(`build/sanitize-${sanitize.split(',')[0]}`, defines, { targets })
 }
 
 export const sanitizerEnvironment = {

@@ -32,7 +32,7 @@ export function missingForArm64() {
 /** Builds lapidary_tests and gives its path. */
 export async function buildArm64Tests({ werror = false } = {}) {
   const env = { ...buildEnvironment, CXX: compiler, CXX_target: compiler, LINK_target: compiler, AR_target: archiver }
-  const folder = await buildWithGyp('build/arm64', { native_tests: 1, target_arch: 'arm64', werror: werror ? 1 : 0 }, env)
+  const folder = await buildWithGyp('build/arm64', { native_tests: 1, target_arch: 'arm64', werror: werror ? 1 : 0 }, { env })
   return path.join(folder, 'lapidary_tests')
 }
 
