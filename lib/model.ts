@@ -9,6 +9,7 @@ import {
 import { Chat, type ChatOptions, type RestoreOptions, restoreChat } from './conversation.js'
 import { type GenerateOptions, type GenerateResult, readGeneration } from './generation.js'
 import type { ModelInfo } from './info.js'
+import type { Precision } from './load.js'
 import type { NativeLoadOptions, NativeModel } from './native.js'
 import { type ReadOptions, describe, readOptions, signal, string, tokenIds } from './options.js'
 import { type CushionPlan, type QuantizeOptions, type QuantizeReport, Quantized, completeQuantize, phase, quantizeReaders, readCalibration } from './quantize.js'
@@ -48,6 +49,8 @@ export class Model {
   readonly info: ModelInfo
   /** 'reference', 'cpu' or 'cuda'. */
   readonly device: string
+  /** The precision that it computes in: what was asked for, or the default for its weights. */
+  readonly precision: Precision
   #closing: Promise<void> | null = null
 
   /** @internal */
@@ -57,6 +60,7 @@ export class Model {
     this.tokenizer = model.tokenizer && new Tokenizer(model.tokenizer)
     this.info = model.info
     this.device = model.device
+    this.precision = model.precision as Precision
   }
 
   /** The logits after every token of every sequence: one array [tokens * vocab] per sequence, row-major. */

@@ -30,7 +30,7 @@ export interface NativePeaks {
 export interface NativeLoadOptions {
   /** 'reference' | 'cpu' | 'cuda' ('auto' is decided in TypeScript) */
   device: string
-  /** 'f32' | 'bf16' */
+  /** 'f32' | 'bf16' | 'int8', or '' for int8 where that makes a difference, else bf16 */
   precision: string
   /** 'as-is' | 'bf16' | 'int8' */
   weights: string
@@ -291,6 +291,8 @@ export interface NativeModel {
   /** Closed with the model. */
   readonly tokenizer: NativeTokenizer | null
   readonly device: string
+  /** 'f32' | 'bf16' | 'int8' */
+  readonly precision: string
   generate(request: NativeRunRequest, onEvent: (event: NativeRunEvent) => void): NativeRun
   /** Each result [tokens * vocab], row-major. The run handle aborts. */
   logits(sequences: Int32Array[]): { result: Promise<Float32Array[]>; abort(): void }

@@ -37,7 +37,7 @@ function runOurs(size, format, plan) {
   const { ours, weights } = formats[format]
   const args = [
     path.join(root, 'dist/cli/main.js'), 'bench', modelPath(size, ours), '--json', '--device', 'cpu', '--weights', weights,
-    '--precision', plan.precision, '--threads', plan.threads, '--prefill', plan.prefill, '--context', plan.contexts,
+    ...(plan.precision ? ['--precision', plan.precision] : []), '--threads', plan.threads, '--prefill', plan.prefill, '--context', plan.contexts,
     '--decode', plan.decode, '--repeats', plan.repeats, ...(plan.batch ? ['--batch', plan.batch] : []),
   ]
   return runJson(args.map(String), plan.cpu ? { LAPIDARY_CPU: plan.cpu } : {})

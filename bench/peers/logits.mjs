@@ -1,7 +1,7 @@
 // The same GGUF files in lapidary and in llama.cpp (through node-llama-cpp): how often the likeliest next token agrees, and the
 // mean KL divergence of llama.cpp's distribution from ours. A development check; node-llama-cpp is no dependency.
 //
-//   node bench/peers/logits.mjs [--device cpu|reference] [--precision f32|bf16] [--peer FOLDER] [--tokens N] [FILE.gguf ...]
+//   node bench/peers/logits.mjs [--device cpu|reference] [--precision f32|bf16|int8] [--peer FOLDER] [--tokens N] [FILE.gguf ...]
 //
 // --peer: a folder whose node_modules holds node-llama-cpp. Without files: every file of test/golden/gguf.
 // llama.cpp rounds activations to 8 bits before it multiplies them with blocks, so some divergence is its own.

@@ -10,7 +10,7 @@ export const comparisonOptions = {
   models: { type: 'string', default: '270M,1B' },
   formats: { type: 'string', default: 'int8,bf16,q8_0,q4_0' },
   cpu: { type: 'string' },
-  precision: { type: 'string', default: 'bf16' },
+  precision: { type: 'string' },
   prefill: { type: 'string', default: '512,2048' },
   context: { type: 'string', default: '512,4096' },
   decode: { type: 'string', default: '128' },
@@ -50,7 +50,7 @@ export function readComparison(options, given = new Set()) {
     formats: oneOf(split(value('formats')), Object.keys(formats), 'format'),
     cpu: options.cpu ?? null,
     plan: {
-      llama: options.llama ?? null, cpu: options.cpu ?? null, precision: oneOf([options.precision], ['f32', 'bf16'], 'precision')[0],
+      llama: options.llama ?? null, cpu: options.cpu ?? null, precision: options.precision ? oneOf([options.precision], ['f32', 'bf16', 'int8'], 'precision')[0] : null,
       prefill: numbers('prefill'), contexts: numbers('context'), decode: whole(value('decode'), 'decode'),
       batch: whole(options.batch, 'batch', 0), repeats: whole(value('repeats'), 'repeats'), rounds: whole(options.rounds, 'rounds'), threads: options.threads ? whole(options.threads, 'threads') : cores(),
       flash: { both: [true, false], on: [true], off: [false] }[options.flash],

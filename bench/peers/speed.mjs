@@ -2,8 +2,8 @@
 // node-llama-cpp is no dependency: install it in a folder of your own with `npm install --ignore-scripts node-llama-cpp`.
 //
 //   node bench/peers/speed.mjs --llama FOLDER [--models 270M,1B] [--formats int8,bf16,q8_0,q4_0,q4_k_m] [--cpu avx2] [--prefill 512,2048]
-//        [--context 512,4096] [--decode 128] [--batch N] [--threads N] [--repeats 3] [--rounds 1] [--flash both|on|off] [--only ours|theirs]
-//        [--quick] [--json FILE]
+//        [--context 512,4096] [--decode 128] [--batch N] [--threads N] [--precision KIND] [--repeats 3] [--rounds 1] [--flash both|on|off]
+//        [--only ours|theirs] [--quick] [--json FILE]
 //
 // FOLDER holds node_modules with node-llama-cpp. Both have the same number of threads and take turns, each in its own process. `int8` is our
 // weights quantised at load beside their Q8_0. --cpu holds both to one instruction set. llama.cpp has batches of 512, and flash attention on or

@@ -1,9 +1,8 @@
 /** What a model costs at least: bytes that must be read for one token, operations of a prompt, and the time that a machine's peaks allow. */
 
-import type { Inspection, ModelInfo, TensorFact } from '../index.js'
+import type { Inspection, ModelInfo, Precision, TensorFact } from '../index.js'
 import type { Peaks } from '../ops/index.js'
 
-export type Precision = 'f32' | 'bf16'
 export type WeightsChoice = 'as-is' | 'bf16' | 'int8'
 /** Which peak bounds a product. */
 export type Unit = 'f32' | 'bf16' | 'int8'

@@ -2,10 +2,10 @@
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
-import { type Device, type LoadOptions, type MemoryUse, devices, inspect } from '../index.js'
+import { type Device, type LoadOptions, type MemoryUse, type Precision, devices, inspect } from '../index.js'
 import { packageRoot } from '../loader.js'
 import { type Peaks, peaks as measurePeaks } from '../ops/index.js'
-import { type Cost, type Precision, type WeightsChoice, costOf, decodeBytes, kvBytes, leastSeconds, promptOperations } from './bench-cost.js'
+import { type Cost, type WeightsChoice, costOf, decodeBytes, kvBytes, leastSeconds, promptOperations } from './bench-cost.js'
 import {
   type MachineLoad, type Spread, machineLoad, measureDecode, measureFirstToken, measureLoading, measurePrefill, measureTogether, warmUp,
 } from './bench-measure.js'
@@ -53,7 +53,6 @@ interface Plan {
   readonly repeats: number
   readonly peaks: boolean
   readonly weights: WeightsChoice
-  readonly precision: Precision
   readonly options: LoadOptions
 }
 
@@ -73,16 +72,16 @@ function readPlan(args: Arguments): Plan {
   const one = (flag: string, standard: number): number => whole(flag, args.text(flag) ?? String(standard))
   const batch = args.text('batch') === undefined ? 0 : one('batch', 1)
   const weights = args.choice('weights', 'as-is', 'bf16', 'int8') ?? 'as-is'
-  const precision = args.choice('precision', 'f32', 'bf16') ?? 'bf16'
+  const precision = args.choice('precision', 'f32', 'bf16', 'int8')
   const chunk = args.text('chunk') === undefined ? undefined : one('chunk', 1)
   return {
     prefill: list(args, 'prefill', '512,2048'), decode: one('decode', 128), contexts: list(args, 'context', '512,4096'), batch,
-    repeats: one('repeats', 3), peaks: !args.has('no-peaks'), weights, precision,
+    repeats: one('repeats', 3), peaks: !args.has('no-peaks'), weights,
     options: {
-      ...present({ device: args.choice('device', 'reference', 'cpu', 'cuda', 'auto'), threads: args.number('threads'), prefillChunk: chunk }),
+      ...present({ device: args.choice('device', 'reference', 'cpu', 'cuda', 'auto'), threads: args.number('threads'), prefillChunk: chunk, precision }),
       ...(batch > 64 ? { maxSequences: batch } : {}),
       ...(batch > 2 ? { prefixCache: batch } : {}),
-      weights, precision, signal: interruption.signal,
+      weights, signal: interruption.signal,
     },
   }
 }
@@ -125,11 +124,11 @@ interface Report {
 async function measure(model: string, plan: Plan): Promise<Report> {
   const inspection = await inspect(model)
   checkRoom(plan, inspection.info.maxPositions)
-  const cost = costOf(inspection, plan.weights, plan.precision)
   const load = await machineLoad(300)
   warnOfLoad(load)
   const { model: loaded, loadMs } = await measureLoading(model, plan.options, plan.repeats)
   try {
+    const cost = costOf(inspection, plan.weights, loaded.precision)
     const found = devices().find(({ kind }) => kind === (loaded.device === 'cuda' ? 'cuda' : 'cpu'))!
     const peaks = plan.peaks ? await measurePeaks({ device: loaded.device as 'cpu', seconds: 0.25 }) : null
     await warmUp(loaded, Math.min(512, Math.max(firstPrompt, ...plan.prefill)))
@@ -146,7 +145,7 @@ async function measure(model: string, plan: Plan): Promise<Report> {
     }
     return {
       model, parameters: inspection.info.parameters, device: loaded.device, ...machine(found, plan), load, peaks, weights: plan.weights,
-      precision: plan.precision, weightBytes: cost.weightBytes, memory: { ...loaded.memory(), readyBytes, residentBytes: process.memoryUsage.rss() },
+      precision: loaded.precision, weightBytes: cost.weightBytes, memory: { ...loaded.memory(), readyBytes, residentBytes: process.memoryUsage.rss() },
       loadMs, firstTokenMs, prefill, decode, batch,
     }
   } finally {

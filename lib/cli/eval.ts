@@ -29,7 +29,7 @@ normalised accuracy the likeliest per byte.`,
     plots: { type: 'string', value: 'DIR', help: 'draw the statistics as SVG (needs the packages vega and vega-lite)' },
     json: { type: 'boolean', help: 'everything as one JSON object' },
     ...modelFlags,
-    precision: { type: 'string', value: 'KIND', help: 'f32 or bf16 (default here: f32, since scores are for comparing)' },
+    precision: { type: 'string', value: 'KIND', help: 'f32, bf16 or int8 (default here: f32, since scores are for comparing)' },
   },
   async run(args) {
     const plan = await readPlan(args)

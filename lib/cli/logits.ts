@@ -15,7 +15,7 @@ export const command: Command = {
     tokens: { type: 'string', value: 'FILE.json', help: 'the token ids' },
     out: { type: 'string', value: 'FILE.safetensors', help: 'where to write; an older file stays whole until the new one is' },
     ...modelFlags,
-    precision: { type: 'string', value: 'KIND', help: 'f32 or bf16 (default here: f32, since logits are for comparing)' },
+    precision: { type: 'string', value: 'KIND', help: 'f32, bf16 or int8 (default here: f32, since logits are for comparing)' },
   },
   async run(args) {
     const file = args.needed('tokens'), out = args.needed('out')

@@ -16,7 +16,7 @@ overlap by a token, and the text's first token does not count; lapidary eval sco
     ...windowFlags,
     json: { type: 'boolean', help: 'one JSON object: tokens, nats, natsPerToken, perplexity, window, stride' },
     ...modelFlags,
-    precision: { type: 'string', value: 'KIND', help: 'f32 or bf16 (default here: f32, since scores are for comparing)' },
+    precision: { type: 'string', value: 'KIND', help: 'f32, bf16 or int8 (default here: f32, since scores are for comparing)' },
   },
   async run(args) {
     const text = await readInput('text', args.needed('text'))

@@ -6,8 +6,8 @@ import { interruption, progress } from './terminal.js'
 
 export const modelFlags: Record<string, Flag> = {
   device: { type: 'string', value: 'NAME', help: "cpu, cuda, reference or auto (default: auto, the graphics device when it is usable)" },
-  precision: { type: 'string', value: 'KIND', help: 'f32 or bf16 (default: bf16)' },
-  'kv-cache': { type: 'string', value: 'KIND', help: 'f32, bf16 or int8: keys and values of a conversation (default: as --precision)' },
+  precision: { type: 'string', value: 'KIND', help: 'f32, bf16 or int8 (default: int8 where GGUF blocks gain by it, else bf16)' },
+  'kv-cache': { type: 'string', value: 'KIND', help: 'f32, bf16 or int8: keys and values of a conversation (default: f32 beside --precision f32, else bf16)' },
   threads: { type: 'string', value: 'N', help: 'threads of the processor (default: one per core)' },
   context: { type: 'string', value: 'TOKENS', help: "longest context (default: the model's own)" },
 }
@@ -34,7 +34,7 @@ export function loadOptions(args: Arguments, defaults: LoadOptions = {}): LoadOp
     ...defaults,
     ...present({
       device: args.choice('device', 'reference', 'cpu', 'cuda', 'auto'),
-      precision: args.choice('precision', 'f32', 'bf16'),
+      precision: args.choice('precision', 'f32', 'bf16', 'int8'),
       kvCache: args.choice('kv-cache', 'f32', 'bf16', 'int8'),
       threads: args.number('threads'),
       contextTokens: args.number('context'),

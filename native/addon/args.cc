@@ -200,9 +200,10 @@ LoadOptions to_load_options(Napi::Value value) {
   expect(out.device == "cpu" || out.device == "cuda" || out.device == "reference", ErrorCode::invalid_argument,
          "options.device: expected 'cpu', 'cuda' or 'reference', got '", out.device, "'");
   const std::string precision = fields.text("precision");
-  expect(precision == "f32" || precision == "bf16", ErrorCode::invalid_argument, "options.precision: expected 'f32' or 'bf16', got '",
-         precision, "'");
-  out.engine.precision = precision == "f32" ? Precision::f32 : Precision::bf16;
+  expect(precision.empty() || precision == "f32" || precision == "bf16" || precision == "int8", ErrorCode::invalid_argument,
+         "options.precision: expected 'f32', 'bf16', 'int8' or '', got '", precision, "'");
+  out.default_precision = precision.empty();
+  out.engine.precision = precision == "f32" ? Precision::f32 : precision == "int8" ? Precision::int8 : Precision::bf16;
   const std::string kv = fields.text("kvCache");
   expect(kv.empty() || kv == "f32" || kv == "bf16" || kv == "int8", ErrorCode::invalid_argument,
          "options.kvCache: expected 'f32', 'bf16', 'int8' or '', got '", kv, "'");

@@ -64,6 +64,7 @@ struct LoadOptions {
   std::string device;
   WeightsKind weights = WeightsKind::as_is;
   int threads = 0;
+  bool default_precision = false;  // engine.precision is int8 where that makes a difference to the model, else bf16
   EngineOptions engine;
 };
 LoadOptions to_load_options(Napi::Value value);

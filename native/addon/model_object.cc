@@ -42,10 +42,18 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options, cons
   LoadedModel out;
   out.device = std::string(backend->name());
   const int threads = options.threads > 0 ? options.threads : physical_cores();
+  const bool long_spans = options.default_precision || options.engine.precision == Precision::int8;
   out.weights = load_weights(path, *backend, progress,
-                             {.kind = options.weights, .threads = threads, .transform = transform, .original = std::move(original)});
+                             {.kind = options.weights,
+                              .threads = threads,
+                              .long_spans = long_spans,
+                              .transform = transform,
+                              .original = std::move(original)});
+  EngineOptions engine_options = options.engine;
+  if (options.default_precision && has_long_spans(*out.weights)) engine_options.precision = Precision::int8;
+  out.precision = precision_name(engine_options.precision);
   std::shared_ptr<const Tokenizer> tokenizer = load_optional_tokenizer(path);
-  std::unique_ptr<Engine> engine = Engine::start(std::move(backend), out.weights, tokenizer, options.engine);
+  std::unique_ptr<Engine> engine = Engine::start(std::move(backend), out.weights, tokenizer, engine_options);
   out.state = std::make_shared<ModelState>(std::move(engine), std::move(tokenizer));
   return out;
 }
@@ -63,7 +71,8 @@ Napi::Object make_model(Napi::Env env, LoadedModel model) {
   const Napi::Value tokenizer = vocabulary ? Napi::Value(make_tokenizer(env, std::move(vocabulary))) : Napi::Value(env.Null());
   object.DefineProperties({Napi::PropertyDescriptor::Value("info", info, napi_enumerable),
                            Napi::PropertyDescriptor::Value("tokenizer", tokenizer, napi_enumerable),
-                           Napi::PropertyDescriptor::Value("device", text(env, model.device), napi_enumerable)});
+                           Napi::PropertyDescriptor::Value("device", text(env, model.device), napi_enumerable),
+                           Napi::PropertyDescriptor::Value("precision", text(env, model.precision), napi_enumerable)});
   return object;
 }
 

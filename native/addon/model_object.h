@@ -16,7 +16,7 @@ namespace lapidary::addon {
 struct LoadedModel {
   std::shared_ptr<ModelState> state;
   std::shared_ptr<const ModelWeights> weights;
-  std::string device;
+  std::string device, precision;
 };
 
 class ModelObject {

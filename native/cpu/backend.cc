@@ -59,15 +59,21 @@ class CpuBackend final : public Backend {
   // Weights whose type has a packed form here are given it; the file's mapping is no longer needed then.
   Linear make_linear(const Linear& host) override {
     const cpu::PackedLayout* layout = host.packed ? nullptr : cpu::packed_layout(host.weight.dtype);
-    return layout && cpu::kernel_for(kernels_, host, DType::f32) ? cpu::pack_linear(*layout, host, *pool_) : host;
+    return layout && cpu::kernel_for(kernels_, host, DType::f32) ? cpu::pack_linear(*layout, host, *pool_, &kernels_) : host;
   }
+
+  bool has_long_spans() const override { return true; }
 
   std::optional<Linear> make_int8(const Linear& host) override {
     if (host.weight.dtype == DType::i8 || !cpu::find_packed(kernels_, DType::i8, DType::i8)) return std::nullopt;
     return cpu::pack_as_int8(kernels_, host, *pool_);
   }
 
-  void linear(const Tensor& x, const Linear& w, const Tensor& out) override { project(x, {{w, out}}); }
+  void linear(const Tensor& x, const Linear& w, const Tensor& out) override {
+    if (w.activations != ActScheme::long_spans) return project(x, {{w, out}});
+    const Linear met = for_rows(w, x.dtype, x.shape[0] >= kLongSpan);
+    project(x, {{met, out}});
+  }
 
   void quantize_rows(const Tensor& x, float fixed_scale, const Tensor& q, const Tensor& scales) override {
     cpu::quantize_rows(kernels_, *pool_, x, fixed_scale, q, scales);
@@ -76,7 +82,7 @@ class CpuBackend final : public Backend {
   void matmul_int8(const Tensor& x, const Tensor& x_scales, const Linear& w, const Tensor& out) override {
     const cpu::PackedKernel* kernel = cpu::find_packed(kernels_, w.weight.dtype, DType::i8);
     expect(kernel != nullptr, ErrorCode::internal, "matmul_int8: weight ", w.weight.shape_text(), " is not int8");
-    cpu::multiply(*pool_, cpu::prepare_quantized_input(*pool_, *kernel, x, x_scales), {{w, out}});
+    cpu::multiply(kernels_, *pool_, cpu::prepare_quantized_input(*pool_, *kernel, x, x_scales), {{w, out}});
   }
 
   void rope_angles(std::span<const int32_t> positions, std::span<const float> inv_freq, const Tensor& cos, const Tensor& sin) override {
@@ -162,6 +168,13 @@ class CpuBackend final : public Backend {
 
   // The norm is taken row by row where the product's input is made.
   void attention_input(const Tensor& x, const Norm& norm, const Linear& wq, const Linear& wk, const Linear& wv, Workspace& ws) override {
+    if (has_long_spans({&wq, &wk, &wv})) {
+      return each_row_group(ws.spans, x.shape[0], [&](const RowGroup& group) {
+        Workspace part = rows_of(ws, group);
+        const auto met = [&](const Linear& w) { return for_rows(w, ws.normed.dtype, group.is_long); };
+        attention_input(x.rows(group.first, group.rows), norm, met(wq), met(wk), met(wv), part);
+      });
+    }
     const int64_t tokens = x.shape[0];
     const Tensor normed = ws.normed.rows(0, tokens), q = ws.q.rows(0, tokens), k = ws.k.rows(0, tokens), v = ws.v.rows(0, tokens);
     if (!cpu::same_input(kernels_, wq, wk, normed.dtype) || !cpu::same_input(kernels_, wq, wv, normed.dtype))
@@ -172,7 +185,7 @@ class CpuBackend final : public Backend {
         project(exact.rows(first, n), {{wq, q.rows(first, n)}, {wk, k.rows(first, n)}, {wv, v.rows(first, n)}});
       });
     }
-    cpu::multiply(*pool_, normed_input(x, norm, wq, normed.dtype), {{wq, q}, {wk, k}, {wv, v}});
+    cpu::multiply(kernels_, *pool_, normed_input(x, norm, wq, normed.dtype), {{wq, q}, {wk, k}, {wv, v}});
   }
 
   void attention_output(const Linear& wo, const Norm& post_norm, const Tensor& x, Workspace& ws) override {
@@ -183,6 +196,13 @@ class CpuBackend final : public Backend {
 
   void feed_forward(const Tensor& x, const Norm& pre_norm, const Linear& gate, const Linear& up, const Linear& down, const Norm& post_norm,
                     Workspace& ws) override {
+    if (has_long_spans({&gate, &up, &down})) {
+      return each_row_group(ws.spans, x.shape[0], [&](const RowGroup& group) {
+        Workspace part = rows_of(ws, group);
+        const auto met = [&](const Linear& w) { return for_rows(w, ws.normed.dtype, group.is_long); };
+        feed_forward(x.rows(group.first, group.rows), pre_norm, met(gate), met(up), met(down), post_norm, part);
+      });
+    }
     const int64_t tokens = x.shape[0];
     const DType act = ws.normed.dtype;
     if (!cpu::same_input(kernels_, gate, up, act) || !cpu::goes_by_panels(down))
@@ -198,17 +218,17 @@ class CpuBackend final : public Backend {
     }
     if (down.activations == ActScheme::sequence) {
       each_sequence(ws, tokens, [&](int64_t first, int64_t n) {
-        cpu::multiply(*pool_, rows_input(gated.rows(first, n), down, act), {{down, branch.rows(first, n)}});
+        cpu::multiply(kernels_, *pool_, rows_input(gated.rows(first, n), down, act), {{down, branch.rows(first, n)}});
       });
     } else {
-      cpu::multiply(*pool_, rows_input(gated, down, act), {{down, branch}});
+      cpu::multiply(kernels_, *pool_, rows_input(gated, down, act), {{down, branch}});
     }
     add_normed(x, branch, post_norm);
   }
 
   void logits(const Tensor& x, const Norm& norm, const Linear& head, float softcap, const Tensor& normed, const Tensor& out) override {
     if (!cpu::goes_by_panels(head)) return Backend::logits(x, norm, head, softcap, normed, out);
-    cpu::multiply(*pool_, normed_input(x, norm, head, normed.dtype), {{head, out}});
+    cpu::multiply(kernels_, *pool_, normed_input(x, norm, head, normed.dtype), {{head, out}});
     if (softcap != 0) soft_cap(out, softcap);
   }
 
@@ -246,6 +266,19 @@ class CpuBackend final : public Backend {
     }
     if (int8) kernels_.scale(out, table.scale.as<float>()[row], dim);
     kernels_.scale(out, factor, dim);
+  }
+
+  static bool has_long_spans(std::initializer_list<const Linear*> weights) {
+    return std::any_of(weights.begin(), weights.end(), [](const Linear* w) { return w->activations == ActScheme::long_spans; });
+  }
+
+  // The scratch of a group's rows, for stages whose weights no longer ask for spans.
+  static Workspace rows_of(const Workspace& ws, const RowGroup& group) {
+    Workspace part;
+    for (Tensor Workspace::* t : {&Workspace::normed, &Workspace::q, &Workspace::k, &Workspace::v, &Workspace::attended, &Workspace::branch,
+                                  &Workspace::gate, &Workspace::up, &Workspace::gated})
+      part.*t = (ws.*t).rows(group.first, group.rows);
+    return part;
   }
 
   // Rows of x, f32 or bf16, as the input of w.
@@ -302,7 +335,7 @@ class CpuBackend final : public Backend {
     if (x.shape[0] == 0) return;
     const Linear& first = projections.begin()->weight;
     if (!cpu::goes_by_panels(first)) return cpu::multiply_plain(kernels_, *pool_, x, projections);
-    cpu::multiply(*pool_, rows_input(x, first, x.dtype), projections);
+    cpu::multiply(kernels_, *pool_, rows_input(x, first, x.dtype), projections);
   }
 
   const Kernels& kernels_;

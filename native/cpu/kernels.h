@@ -46,7 +46,7 @@ struct PackedTask {
   const std::byte* panels;  // of the whole weight, panel_bytes apart
   int64_t panel_bytes;
   int64_t n, k;           // of the whole weight; rows beyond n are not stored
-  const float* w_scales;  // i8: [n]
+  const float* w_scales;  // int8 inputs: [n]
   float* out;             // row i of the weight goes to out[t * out_stride + i - out_first]; panels write their own columns alone
   int64_t out_stride, out_first;
 };
@@ -63,6 +63,9 @@ struct PackedKernel {
   // Panels [p0, p1), all tokens. Scratch: scratch_floats(tokens, k).
   void (*multiply)(const PackedTask& task, int64_t p0, int64_t p1, float* scratch);
   size_t (*scratch_floats)(int64_t tokens, int64_t k);
+  // Blocks beside bf16 inputs: a panel [16, k], of which `rows` rows are there (more count as all), as the int8 panel of numbers that are
+  // the rows' values by the int8 rule, scales [rows].
+  void (*to_int8)(const std::byte* panel, int64_t k, const float* scales, int64_t rows, std::byte* int8_panel) = nullptr;
 };
 
 // A table's packed kernels: the first that fits is taken.

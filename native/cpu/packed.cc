@@ -65,23 +65,29 @@ void for_each_panel(const PackedMatrix& matrix, ThreadPool& pool, const Fn& fn) 
 
 }  // namespace
 
-Linear pack_linear(const PackedLayout& layout, const Linear& host, ThreadPool& pool) {
+Linear pack_linear(const PackedLayout& layout, const Linear& host, ThreadPool& pool, const Kernels* kernels) {
   std::shared_ptr<PackedMatrix> matrix = empty_matrix(layout, host.out(), host.in());
-  const int64_t row_bytes = host.weight.row_bytes();
-  for_each_panel(*matrix, pool, [&](int64_t first, int64_t count, std::byte* panel) {
-    layout.pack(host.weight.data + first * row_bytes, row_bytes, count, matrix->k, panel);
-  });
+  const int64_t row_bytes = host.weight.row_bytes(), k = matrix->k;
+  const bool scales_rows = host.activations == ActScheme::long_spans;
   Linear result = host;
   result.weight.data = nullptr;
+  result.keep = nullptr;
   // The scales are few: what held them together with the rows can go.
-  if (host.scale) {
-    const Buffer scales = allocate_host(static_cast<size_t>(host.scale.bytes()));
-    std::memcpy(scales.memory.get(), host.scale.data, static_cast<size_t>(host.scale.bytes()));
-    result.scale = scales.tensor(DType::f32, {host.scale.elements()});
+  if (host.scale || scales_rows) {
+    const Buffer scales = allocate_host(static_cast<size_t>(host.out()) * sizeof(float));
+    if (!scales_rows) std::memcpy(scales.memory.get(), host.scale.data, static_cast<size_t>(host.scale.bytes()));
+    result.scale = scales.tensor(DType::f32, {host.out()});
     result.keep = scales.memory;
-  } else {
-    result.keep = nullptr;
   }
+  for_each_panel(*matrix, pool, [&](int64_t first, int64_t count, std::byte* panel) {
+    const std::byte* rows = host.weight.data + first * row_bytes;
+    layout.pack(rows, row_bytes, count, k, panel);
+    for (int64_t r = 0; scales_rows && r < count; ++r) {
+      float* values = thread_scratch(ScratchUse::kernel, static_cast<size_t>(k));
+      kernels->widen(host.weight.dtype, rows + r * row_bytes, k, values);
+      result.scale.as<float>()[first + r] = int8_scale(kernels->absolute_max(values, k));
+    }
+  });
   result.packed = std::move(matrix);
   return result;
 }

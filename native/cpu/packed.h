@@ -37,10 +37,10 @@ struct PackedMatrix final : PackedWeight {
   const std::byte* panel(int64_t i) const { return memory.memory.get() + i * panel_bytes; }
 };
 
-// The packed form of a host weight; throws Error(out_of_memory).
-Linear pack_linear(const PackedLayout& layout, const Linear& host, ThreadPool& pool);
-
 struct Kernels;
+// The packed form of a host weight; throws Error(out_of_memory). The scheme long_spans needs kernels.
+Linear pack_linear(const PackedLayout& layout, const Linear& host, ThreadPool& pool, const Kernels* kernels = nullptr);
+
 // The int8 panels of a host weight of another type: rows quantised by the int8 rule, each with its own scale; inputs per token.
 Linear pack_as_int8(const Kernels& kernels, const Linear& host, ThreadPool& pool);
 

@@ -54,21 +54,29 @@ struct Cut {
 
 // One weight of a product.
 struct Factor {
-  PackedTask task{};             // of plain rows: without panels
-  const Linear* rows = nullptr;  // null: the weight is packed
+  PackedTask task{};                      // without panels where those are made on the way
+  const Linear* rows = nullptr;           // plain int8 rows, packed on the way; else null
+  const PackedMatrix* blocks = nullptr;   // block panels, turned into int8 ones by `converter` on the way; else null
+  const PackedKernel* converter = nullptr;
   int64_t panels = 0;
 
   Factor() = default;
-  Factor(const PreparedInput& input, const Linear& w) : rows(w.packed ? nullptr : &w), panels((w.out() + kPackedRows - 1) / kPackedRows) {
-    const bool int8 = w.weight.dtype == DType::i8;
-    expect(w.in() == input.k && w.weight.dtype == input.kernel->weight && (int8 ? w.scale.elements() == w.out() : w.packed != nullptr),
+  Factor(const Kernels& kernels, const PreparedInput& input, const Linear& w) : panels((w.out() + kPackedRows - 1) / kPackedRows) {
+    const PackedMatrix* m = packed_matrix(w);
+    const bool int8 = input.kernel->weight == DType::i8;
+    const bool converts = int8 && w.weight.dtype != DType::i8;
+    if (converts) converter = find_packed(kernels, w.weight.dtype, DType::bf16);
+    expect(w.in() == input.k && (converts ? m && converter && converter->to_int8 : w.weight.dtype == input.kernel->weight) &&
+               (int8 ? w.scale.elements() == w.out() : m != nullptr),
            ErrorCode::internal, "product: input of ", input.k, " columns, weight ", w.weight.shape_text(), ", scales ",
            w.scale.shape_text());
-    const PackedMatrix* m = packed_matrix(w);
+    if (converts) blocks = m;
+    if (!m) rows = &w;
+    const bool ready = m && !converts;
     task = {input.rows,
             input.tokens,
-            m ? m->panel(0) : nullptr,
-            m ? m->panel_bytes : kPackedInt8.panel_bytes(w.in()),
+            ready ? m->panel(0) : nullptr,
+            ready ? m->panel_bytes : kPackedInt8.panel_bytes(w.in()),
             w.out(),
             w.in(),
             w.scale.as<float>(),
@@ -78,20 +86,25 @@ struct Factor {
   }
 
   // For the panels of one unit, before the kernel's own.
-  size_t scratch_floats(int64_t unit_panels) const { return rows ? static_cast<size_t>(unit_panels * task.panel_bytes / 4) : 0; }
+  size_t scratch_floats(int64_t unit_panels) const {
+    return rows || blocks ? static_cast<size_t>(unit_panels * task.panel_bytes / 4) : 0;
+  }
 
   void multiply(const PackedKernel& kernel, PackedTask part, int64_t p0, int64_t p1, float* scratch) const {
-    if (!rows) return kernel.multiply(part, p0, p1, scratch);
+    if (!rows && !blocks) return kernel.multiply(part, p0, p1, scratch);
     std::byte* unit = reinterpret_cast<std::byte*>(scratch);
-    const int64_t first = p0 * kPackedRows, row_bytes = rows->weight.row_bytes();
-    for (int64_t p = p0; p < p1; ++p) {
-      const int64_t n = p * kPackedRows;
-      kPackedInt8.pack(rows->weight.data + n * row_bytes, row_bytes, std::min(kPackedRows, part.n - n), part.k,
-                       unit + (p - p0) * part.panel_bytes);
-    }
+    for (int64_t p = p0; p < p1; ++p) make_panel(part, p, unit + (p - p0) * part.panel_bytes);
+    const int64_t first = p0 * kPackedRows;
     part.panels = unit;
     part.n -= first, part.w_scales += first, part.out_first -= first;
     kernel.multiply(part, 0, p1 - p0, scratch + scratch_floats(p1 - p0));
+  }
+
+  void make_panel(const PackedTask& part, int64_t p, std::byte* panel) const {
+    const int64_t n = p * kPackedRows, left = part.n - n;
+    if (blocks) return converter->to_int8(blocks->panel(p), part.k, part.w_scales + n, left, panel);
+    const int64_t row_bytes = rows->weight.row_bytes();
+    kPackedInt8.pack(rows->weight.data + n * row_bytes, row_bytes, std::min(kPackedRows, left), part.k, panel);
   }
 };
 
@@ -105,9 +118,11 @@ const PackedKernel* find_packed(const Kernels& kernels, DType weight, DType inpu
   return nullptr;
 }
 
+bool quantizes_input(const Linear& w) { return w.activations != ActScheme::none && w.activations != ActScheme::long_spans; }
+
 const PackedKernel* kernel_for(const Kernels& kernels, const Linear& w, DType act) {
   const DType weight = w.weight.dtype;
-  if (weight == DType::i8 && w.activations != ActScheme::none) return find_packed(kernels, weight, DType::i8);
+  if (quantizes_input(w)) return find_packed(kernels, DType::i8, DType::i8);
   const PackedKernel* kernel = act == DType::bf16 ? find_packed(kernels, weight, DType::bf16) : nullptr;
   return kernel ? kernel : find_packed(kernels, weight, DType::f32);
 }
@@ -127,7 +142,7 @@ bool same_input(const Kernels& kernels, const Linear& a, const Linear& b, DType 
          a.activations == b.activations && input_rule(a, act).fixed_scale == input_rule(b, act).fixed_scale;
 }
 
-void multiply(ThreadPool& pool, const PreparedInput& input, std::initializer_list<Projection> projections) {
+void multiply(const Kernels& kernels, ThreadPool& pool, const PreparedInput& input, std::initializer_list<Projection> projections) {
   if (input.tokens == 0) return;
   struct Product {
     Factor factor;
@@ -143,7 +158,7 @@ void multiply(ThreadPool& pool, const PreparedInput& input, std::initializer_lis
     expect(out.dtype == DType::f32 && out.elements() == input.tokens * w.out(), ErrorCode::internal, "product: out ", out.shape_text(),
            " for ", input.tokens, " tokens and weight ", w.weight.shape_text());
     Product& p = products[count++];
-    p.factor = Factor(input, w);
+    p.factor = Factor(kernels, input, w);
     p.factor.task.out = out.as<float>();
     all_units += p.units = cut.units(p.factor.panels);
     panel_floats = std::max(panel_floats, p.factor.scratch_floats(cut.unit_panels));
@@ -169,7 +184,7 @@ void multiply_gated(const Kernels& kernels, ThreadPool& pool, const PreparedInpu
   expect(up.out() == ffn && out.elements() == input.tokens * ffn && is_act(out), ErrorCode::internal, "gated product: gate ",
          gate.weight.shape_text(), ", up ", up.weight.shape_text(), ", out ", out.shape_text());
   const Cut cut(input, 2 * panels, pool.threads());
-  const Factor factors[2] = {Factor(input, gate), Factor(input, up)};
+  const Factor factors[2] = {Factor(kernels, input, gate), Factor(kernels, input, up)};
   const int64_t width = cut.unit_panels * kPackedRows, most_tokens = std::min(input.tokens, cut.unit_tokens);
   const size_t half_floats = static_cast<size_t>(most_tokens * width);
   const size_t kernel_floats = input.kernel->scratch_floats(most_tokens, input.k) +

@@ -1,6 +1,6 @@
 // Matrix products with weights: which kernel, how the input is prepared, how the work is cut for the pool. Packed weights
-// (packed.h) go through their kernels here, and so do the int8 rows that callers bring along, packed unit by unit on the way; other plain
-// rows go through plain_products.cc.
+// (packed.h) go through their kernels here, and so do weights that become int8 panels unit by unit on the way: int8 rows that callers bring
+// along, blocks beside int8 inputs. Other plain rows go through plain_products.cc.
 #pragma once
 
 #include <algorithm>
@@ -33,6 +33,9 @@ struct Projection {
   const Linear& weight;
   const Tensor& out;  // f32 [tokens, weight.out()]
 };
+
+// Whether its inputs become int8, as far as that does not depend on their rows (for_rows).
+bool quantizes_input(const Linear& w);
 
 // The kernel for a packed weight whose inputs are of type `act` (f32 or bf16) before they are quantised. Null: the weight is plain, or
 // must stay so.
@@ -74,14 +77,14 @@ PreparedInput prepare_quantized_input(ThreadPool& pool, const PackedKernel& kern
 
 InputRule input_rule(const Linear& w, DType act);
 
-// Whether `multiply` takes it: packed, or plain rows that are packed on the way.
+// Whether `multiply` takes it: packed, or plain int8 rows that are packed on the way.
 inline bool goes_by_panels(const Linear& w) { return w.packed || w.weight.dtype == DType::i8; }
 
 // Whether one prepared input serves both weights.
 bool same_input(const Kernels& kernels, const Linear& a, const Linear& b, DType act);
 
-// Each out = input · weightᵀ; all weights go by panels and are of the input's kernel.
-void multiply(ThreadPool& pool, const PreparedInput& input, std::initializer_list<Projection> projections);
+// Each out = input · weightᵀ; all weights go by panels, and are of the input's kernel: of its type, or blocks that become int8 on the way.
+void multiply(const Kernels& kernels, ThreadPool& pool, const PreparedInput& input, std::initializer_list<Projection> projections);
 
 // out = gelu_tanh(input · gateᵀ) * (input · upᵀ), f32 or bf16 [tokens, ffn], without a trip of either product through memory.
 void multiply_gated(const Kernels& kernels, ThreadPool& pool, const PreparedInput& input, const Linear& gate, const Linear& up,

@@ -12,7 +12,7 @@ namespace lapidary {
 
 namespace {
 
-DType act_dtype(Precision precision) { return precision == Precision::bf16 ? DType::bf16 : DType::f32; }
+DType act_dtype(Precision precision) { return precision == Precision::f32 ? DType::f32 : DType::bf16; }
 
 // One tensor of the scratch: `rows` rows of `columns`.
 struct Plan {
@@ -164,6 +164,11 @@ const char* site_name(Site site) {
   return kNames[static_cast<int>(site)];
 }
 
+const char* precision_name(Precision precision) {
+  constexpr const char* kNames[] = {"f32", "bf16", "int8"};
+  return kNames[static_cast<int>(precision)];
+}
+
 std::vector<float> inverse_frequencies(const RopeConfig& rope, int64_t head_dim) {
   std::vector<float> inv_freq(static_cast<size_t>(head_dim / 2));
   for (size_t j = 0; j < inv_freq.size(); ++j) {
@@ -175,7 +180,7 @@ std::vector<float> inverse_frequencies(const RopeConfig& rope, int64_t head_dim)
 
 float embedding_scale(int64_t hidden, Precision precision) {
   const float scale = std::sqrt(static_cast<float>(hidden));
-  return precision == Precision::bf16 ? round_to_bf16(scale) : scale;
+  return precision == Precision::f32 ? scale : round_to_bf16(scale);
 }
 
 StepScratch::StepScratch(Backend& backend, const ModelConfig& config, Precision the_precision, int64_t most_tokens, int64_t most_logit_rows)

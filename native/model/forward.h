@@ -12,7 +12,10 @@
 
 namespace lapidary {
 
-enum class Precision { f32, bf16 };  // bf16: inputs of matrix products and the KV cache are rounded to bf16; sums stay f32
+// bf16: inputs of matrix products and the KV cache are rounded to bf16; sums stay f32. int8: likewise, but that prompts meet GGUF blocks as
+// int8 where the weights were loaded for it (WeightsOptions::long_spans), with int8 inputs.
+enum class Precision { f32, bf16, int8 };
+const char* precision_name(Precision precision);  // "f32", ...
 
 // The frequencies of one rope kind, in f32 as the models were trained: 1 / base^(2j / head_dim), divided by the linear factor.
 std::vector<float> inverse_frequencies(const RopeConfig& rope, int64_t head_dim);

@@ -61,6 +61,23 @@ Linear* linear_of(LayerWeights& layer, TensorRole role) {
   }
 }
 
+// The blocks that long spans may meet as int8.
+bool takes_long_spans(DType dtype) {
+  switch (dtype) {
+    case DType::q8_0:
+    case DType::q4_0:
+    case DType::q4_1:
+    case DType::q5_0:
+    case DType::q5_1:
+    case DType::q4_k:
+    case DType::q5_k:
+    case DType::q6_k:
+      return true;
+    default:
+      return false;
+  }
+}
+
 bool has_fixed_scales(const ModelConfig& config) {
   if (!config.quantization) return false;
   const std::vector<QuantGroup>& groups = config.quantization->groups;
@@ -129,6 +146,9 @@ class Builder {
     hash_linear(host, c_.tensors.at(slots_.weights.at(slot)));
     if (host.activations == ActScheme::fixed) bytes_ += static_cast<int64_t>(sizeof(float));
     report(c_.tensors.at(slots_.weights.at(slot)).view.bytes());
+    // How a step multiplies is no part of what the model is: not hashed.
+    if (options_.long_spans && slot.layer >= 0 && takes_long_spans(host.weight.dtype) && backend_.has_long_spans())
+      host.activations = ActScheme::long_spans;
     return host;
   }
 
@@ -244,6 +264,13 @@ class Builder {
 };
 
 }  // namespace
+
+bool has_long_spans(const ModelWeights& weights) {
+  return std::any_of(weights.layers.begin(), weights.layers.end(), [](const LayerWeights& l) {
+    const auto has = [](const Linear& w) { return w.activations == ActScheme::long_spans; };
+    return has(l.q) || has(l.k) || has(l.v) || has(l.o) || has(l.gate) || has(l.up) || has(l.down);
+  });
+}
 
 std::shared_ptr<const ModelWeights> load_weights(const std::string& path, Backend& backend, const LoadProgress& progress,
                                                  const WeightsOptions& options) {

@@ -53,6 +53,8 @@ class WeightsTransform {
 struct WeightsOptions {
   WeightsKind kind = WeightsKind::as_is;
   int threads = 1;                        // of the conversion
+  // Blocks of a layer's matrices take the scheme long_spans where the backend has that: what Precision::int8 is.
+  bool long_spans = false;
   bool cushion = true;                    // read cushion.safetensors where it lies beside the weights
   WeightsTransform* transform = nullptr;  // sees what `kind` has made of the file; null: none
   // The same file's weights as a backend of the same kind in the same memory has loaded them: an embedding or a head that the transform
@@ -71,6 +73,9 @@ void visit_weights(const std::string& path, WeightsTransform& transform, const L
 
 // The cushion.safetensors beside the weights; null: there is none. Error(bad_file) as read_cushion.
 std::shared_ptr<const Cushion> find_cushion(const std::string& path, const ModelConfig& config);
+
+// Whether rows of long spans meet some weights as int8 (WeightsOptions::long_spans, and a backend and blocks for it).
+bool has_long_spans(const ModelWeights& weights);
 
 // The config alone, no tensor touched.
 ModelConfig load_config(const std::string& path);

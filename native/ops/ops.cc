@@ -25,6 +25,13 @@ int64_t kv_page_bytes(DType dtype, int64_t num_kv_heads, int64_t head_dim) {
   return rows * (dtype_bytes(dtype, head_dim) + (dtype == DType::i8 ? static_cast<int64_t>(sizeof(float)) : 0));
 }
 
+Linear for_rows(const Linear& w, DType act, bool is_long) {
+  if (w.activations != ActScheme::long_spans) return w;
+  Linear met = w;
+  met.activations = is_long && act == DType::bf16 ? ActScheme::token : ActScheme::none;
+  return met;
+}
+
 Buffer Backend::allocate(size_t bytes) { return allocate_host(bytes); }
 
 Buffer Backend::allocate_page(size_t bytes) { return allocate(bytes); }
@@ -72,6 +79,11 @@ TrainingOps& Backend::training() {
 }
 
 void Backend::step_linear(const Tensor& x, const Linear& w, const Tensor& out, std::span<const AttentionSpan> spans) {
+  if (w.activations == ActScheme::long_spans) {
+    return each_row_group(spans, x.shape[0], [&](const RowGroup& group) {
+      linear(x.rows(group.first, group.rows), for_rows(w, x.dtype, group.is_long), out.rows(group.first, group.rows));
+    });
+  }
   if (w.activations != ActScheme::sequence || spans.size() < 2) return linear(x, w, out);
   for (const AttentionSpan& span : spans) linear(x.rows(span.first_row, span.rows), w, out.rows(span.first_row, span.rows));
 }

@@ -22,13 +22,18 @@ namespace lapidary {
 
 inline constexpr int64_t kNoWindow = INT64_MAX;  // every earlier key is visible
 inline constexpr int64_t kPageTokens = 64;       // positions per KV page
+// Rows from which a span is long (ActScheme::long_spans): fewer do not repay turning the weights into int8 for them.
+inline constexpr int64_t kLongSpan = 32;
 
-// What a linear layer with int8 weights does with its input (docs/numerics.md, "int8").
+// What a linear layer does with its input (docs/numerics.md, "int8"): one of int8 weights, but for the last.
 enum class ActScheme : uint8_t {
   none,      // weight-only: the input stays f32 or bf16
   token,     // quantised with one scale per row, taken from the row
   fixed,     // quantised with one calibrated scale, `Linear::input_scale`
   sequence,  // quantised with one scale for all rows that a sequence has in the call, taken from them: depends on where chunks begin
+  // GGUF blocks beside bf16 rows ("Blocks in int8"): rows of a span of kLongSpan or more as `token`, with weights rounded to int8 by
+  // Linear::scale on the way; those of a shorter span as `none`. Beside f32 rows: as `none`.
+  long_spans,
 };
 
 // The form a backend gave to a weight, where that is not the plain rows; known to that backend alone.
@@ -40,7 +45,9 @@ struct PackedWeight {
 struct Linear {
   Tensor weight;                     // [out, in]
   std::shared_ptr<const void> keep;  // owns the memory behind `weight` (mapping or buffer)
-  Tensor scale{};                    // i8: f32 [out], a row is its numbers times its scale; else empty
+  // i8: f32 [out], a row is its numbers times its scale. Blocks whose scheme is long_spans: the int8 scales of the rows, which make_linear
+  // adds. Else empty.
+  Tensor scale{};
   ActScheme activations = ActScheme::none;
   float input_scale = 0;                         // of ActScheme::fixed
   std::shared_ptr<const PackedWeight> packed{};  // may be null
@@ -127,8 +134,28 @@ struct Workspace {
   Tensor gate, up;                         // f32 [tokens, ffn]
   Tensor gated;                            // act [tokens, ffn]
   Tensor q_prefix;                         // like q; only where a step has prefix angles
-  std::span<const AttentionSpan> spans{};  // the step's rows by sequence, for ActScheme::sequence; empty: all are of one
+  std::span<const AttentionSpan> spans{};  // the step's rows by sequence, for sequence and long_spans; empty: all are of one
 };
+
+// Neighbouring rows of a step whose spans are all long, or all short.
+struct RowGroup {
+  int64_t first = 0, rows = 0;
+  bool is_long = false;
+};
+
+// fn(group) for the groups of a step of `rows` rows, in order; no spans: all rows are of one.
+template <typename Fn>
+void each_row_group(std::span<const AttentionSpan> spans, int64_t rows, const Fn& fn) {
+  if (spans.empty()) return fn(RowGroup{0, rows, rows >= kLongSpan});
+  for (size_t i = 0; i < spans.size();) {
+    RowGroup group{spans[i].first_row, 0, spans[i].rows >= kLongSpan};
+    for (; i < spans.size() && (spans[i].rows >= kLongSpan) == group.is_long; ++i) group.rows += spans[i].rows;
+    fn(group);
+  }
+}
+
+// A weight of the scheme long_spans as the rows of one group, f32 or bf16, meet it: `token` or `none`. Others as they are.
+Linear for_rows(const Linear& w, DType act, bool is_long);
 
 class TrainingOps;
 
@@ -151,6 +178,8 @@ class Backend {
   virtual std::optional<Linear> make_int8(const Linear& host);
   // A weight that is on the device already, as plain rows; nothing is copied. For callers that bring their own matrices.
   virtual Linear wrap_linear(const Linear& on_device);
+  // Whether it computes the scheme long_spans; where not, callers leave blocks at `none`.
+  virtual bool has_long_spans() const { return false; }
   // The same as make_linear for weights that share their input, with equal `in` and the same scheme. Each result also works alone in
   // `linear`, except that interleaved ones are for feed_forward. Where they do not fit together, they are made one by one.
   virtual std::vector<Linear> make_linears(std::span<const Linear> host, Stack stack);
@@ -161,8 +190,8 @@ class Backend {
   virtual void embed(std::span<const int32_t> ids, const Linear& table, float scale, const Tensor& out) = 0;
   // x f32 [rows, dim] -> out act [rows, dim]; may be in place when out is f32.
   virtual void rms_norm(const Tensor& x, const Norm& norm, const Tensor& out) = 0;
-  // x act [tokens, in] -> out f32 [tokens, out]. int8 weights: quantises x as w.activations says, all rows being of one sequence; then as
-  // matmul_int8.
+  // x act [tokens, in] -> out f32 [tokens, out]. int8 weights: quantises x as w.activations says, all rows being of one span; then as
+  // matmul_int8. Blocks of the scheme `token` (for_rows) as the int8 weights that they are rounded to.
   virtual void linear(const Tensor& x, const Linear& w, const Tensor& out) = 0;
   // x act [rows, dim] -> q i8 [rows, dim], scales f32 [rows] by the int8 rule, a scale per row; `fixed_scale` > 0: that one for all.
   virtual void quantize_rows(const Tensor& x, float fixed_scale, const Tensor& q, const Tensor& scales) = 0;
@@ -201,7 +230,7 @@ class Backend {
   // x += post_norm((gelu(m · gateᵀ) * (m · upᵀ)) · downᵀ), m = pre_norm(x).
   virtual void feed_forward(const Tensor& x, const Norm& pre_norm, const Linear& gate, const Linear& up, const Linear& down,
                             const Norm& post_norm, Workspace& ws);
-  // The product with the rows of a step: `linear`, sequence by sequence where the weight asks for that.
+  // The product with the rows of a step: `linear`, span by span or group by group where the weight asks for that.
   void step_linear(const Tensor& x, const Linear& w, const Tensor& out, std::span<const AttentionSpan> spans);
   // logits [n, vocab] = soft_cap(norm(x) · headᵀ); x f32 [n, hidden], normed act [n, hidden]; softcap 0 = none. The head's inputs are not
   // quantised per sequence.

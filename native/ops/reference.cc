@@ -42,6 +42,27 @@ class ReferenceBackend final : public Backend {
  public:
   std::string_view name() const override { return "reference"; }
 
+  bool has_long_spans() const override { return true; }
+
+  Linear make_linear(const Linear& host) override {
+    if (host.activations != ActScheme::long_spans) return host;
+    const int64_t k = host.in();
+    struct Kept {
+      std::shared_ptr<const void> weight;
+      Buffer scales;
+    };
+    auto kept = std::make_shared<Kept>(Kept{host.keep, allocate_host(static_cast<size_t>(host.out()) * sizeof(float))});
+    Linear made = host;
+    made.scale = kept->scales.tensor(DType::f32, {host.out()});
+    made.keep = std::move(kept);
+    std::vector<float> values(static_cast<size_t>(k));
+    for (int64_t n = 0; n < host.out(); ++n) {
+      widen_row(host, n, values.data());
+      made.scale.as<float>()[n] = int8_scale(absolute_max(values.data(), k));
+    }
+    return made;
+  }
+
   void embed(std::span<const int32_t> ids, const Linear& table, float scale, const Tensor& out) override {
     const int64_t hidden = table.in();
     for (size_t t = 0; t < ids.size(); ++t) {
@@ -64,7 +85,8 @@ class ReferenceBackend final : public Backend {
   }
 
   void linear(const Tensor& x, const Linear& w, const Tensor& out) override {
-    if (w.weight.dtype == DType::i8 && w.activations != ActScheme::none) return linear_int8(x, w, out);
+    if (w.activations == ActScheme::long_spans) return linear(x, for_rows(w, x.dtype, x.shape[0] >= kLongSpan), out);
+    if (w.activations != ActScheme::none) return w.weight.dtype == DType::i8 ? linear_int8(x, w, out) : linear_rounded(x, w, out);
     const int64_t tokens = x.shape[0], in = w.in(), rows = w.out();
     std::vector<float> inputs(static_cast<size_t>(tokens * in)), weights(static_cast<size_t>(in));
     for (int64_t i = 0; i < tokens * in; ++i) inputs[static_cast<size_t>(i)] = load(x, i);
@@ -193,6 +215,19 @@ class ReferenceBackend final : public Backend {
     const float fixed = w.activations == ActScheme::fixed ? w.input_scale : w.activations == ActScheme::sequence ? tensor_scale(x) : 0;
     quantize_rows(x, fixed, q_rows, row_scales);
     matmul_int8(q_rows, row_scales, w, out);
+  }
+
+  // The weight's rows as int8 numbers of w.scale, then as those.
+  void linear_rounded(const Tensor& x, const Linear& w, const Tensor& out) {
+    const int64_t rows = w.out(), k = w.in();
+    const Buffer numbers = allocate_host(static_cast<size_t>(rows * k));
+    Linear rounded = {numbers.tensor(DType::i8, {rows, k}), numbers.memory, w.scale, w.activations};
+    std::vector<float> values(static_cast<size_t>(k));
+    for (int64_t n = 0; n < rows; ++n) {
+      widen_row(w, n, values.data());
+      quantize_int8(values.data(), k, w.scale.as<float>()[n], rounded.weight.as<int8_t>() + n * k);
+    }
+    linear_int8(x, rounded, out);
   }
 
   TrainingOps training_;

@@ -147,7 +147,9 @@ std::vector<Share> EngineLoop::plan() {
     s.last_served = run->last_served;
     states.push_back(s);
   }
-  return plan_step(states, {core_->options.max_batch_tokens, core_->options.prefill_chunk, scratch_->max_logit_rows});
+  const EngineOptions& o = core_->options;
+  const int64_t least_part = o.precision == Precision::int8 ? kLongSpan : 0;
+  return plan_step(states, {o.max_batch_tokens, o.prefill_chunk, scratch_->max_logit_rows, least_part});
 }
 
 bool EngineLoop::step() {

@@ -21,11 +21,22 @@ struct Room {
   int64_t rows, logit_rows;
 };
 
-// The rows the run gets of what is left, which shrinks accordingly.
-int64_t deal(const RunState& run, int64_t chunk, Room& room) {
-  int64_t rows = std::min(wanted_rows(run, chunk), room.rows);
+// `rows` of the run's next ones, or fewer, so that neither they nor those left are a part of fewer than `least`; `room`: what the run would
+// get if it were the first prompt of the step. 0: the run waits for its turn.
+int64_t whole_part(const RunState& run, int64_t rows, int64_t least, int64_t room) {
+  const int64_t all = run.rows_left, needed = all < 2 * least ? all : least;
+  if (run.decoding || all < least || room < needed) return rows;  // as it comes: there is no other way
+  if (rows < all && all - rows < least) rows = all - least;
+  return rows < least ? 0 : rows;
+}
+
+// The rows the run gets of what is left, which shrinks accordingly. `at_first`: what was left before any prompt.
+int64_t deal(const RunState& run, const StepLimits& limits, const Room& at_first, Room& room) {
+  int64_t rows = std::min(wanted_rows(run, limits.chunk), room.rows);
   if (run.every_row) rows = std::min(rows, room.logit_rows);
   if (draws(run, rows) && room.logit_rows == 0) rows = run.decoding ? 0 : rows - 1;
+  const int64_t most = std::min(limits.chunk, run.every_row ? std::min(at_first.rows, at_first.logit_rows) : at_first.rows);
+  rows = whole_part(run, rows, limits.least_part, most);
   room.rows -= rows;
   room.logit_rows -= run.every_row ? rows : draws(run, rows) && rows > 0 ? 1 : 0;
   return rows;
@@ -41,13 +52,14 @@ std::vector<Share> plan_step(std::span<const RunState> runs, const StepLimits& l
   if (order.empty()) return {};
 
   Room room{limits.rows, limits.logit_rows};
-  if (runs[order.front()].alone) return {{order.front(), deal(runs[order.front()], limits.chunk, room)}};
+  if (runs[order.front()].alone) return {{order.front(), deal(runs[order.front()], limits, room, room)}};
 
   std::vector<Share> shares;
   for (const bool decoding : {true, false}) {
+    const Room at_first = room;
     for (size_t i : order) {
       if (runs[i].decoding != decoding || runs[i].alone) continue;
-      const int64_t rows = deal(runs[i], limits.chunk, room);
+      const int64_t rows = deal(runs[i], limits, at_first, room);
       if (rows > 0) shares.push_back({i, rows});
     }
   }

@@ -24,6 +24,9 @@ struct StepLimits {
   int64_t rows = 0;        // of the step
   int64_t chunk = 0;       // of one run in one step
   int64_t logit_rows = 0;  // of the step
+  // A prompt of that many rows is cut into parts of no fewer, since those would be computed otherwise (ActScheme::long_spans): as far as
+  // chunk and step have room for them. 0: cut anywhere.
+  int64_t least_part = 0;
 };
 
 struct Share {

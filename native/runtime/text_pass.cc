@@ -60,13 +60,20 @@ void TextPass::append(std::span<const int32_t> ids, const LogitsSink& sink, cons
   for (int32_t id : ids)
     expect(id >= 0 && id < config.vocab, ErrorCode::invalid_argument, "token id ", id, " is outside the vocabulary of ", config.vocab);
   ids_.insert(ids_.end(), ids.begin(), ids.end());
-  for (int64_t first = begun; first < tokens; first += options_.chunk) {
-    const int64_t count = std::min(options_.chunk, tokens - first);
+  for (int64_t first = begun, count = 0; first < tokens; first += count) {
+    count = part_rows(tokens - first);
     step(ids.subspan(static_cast<size_t>(first - begun), static_cast<size_t>(count)), first, watch);
     for (int64_t at = std::max<int64_t>(wanted - first, 0); sink && at < count; at += scratch_.max_logit_rows) {
       sink(first + at, logits(first + at, std::min(scratch_.max_logit_rows, count - at)));
     }
   }
+}
+
+// Of `left` tokens: a chunk, but for precision int8 less of one where it would leave too short a span.
+int64_t TextPass::part_rows(int64_t left) const {
+  const int64_t rows = std::min(options_.chunk, left), behind = left - rows;
+  const bool too_few = options_.precision == Precision::int8 && behind > 0 && behind < kLongSpan;
+  return too_few && left >= 2 * kLongSpan ? left - kLongSpan : rows;
 }
 
 // The scratch is this pass's own: where it lies on the host, nothing is copied.

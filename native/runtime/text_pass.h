@@ -68,6 +68,7 @@ class TextPass {
   PagePool pool_;
   void check_open() const;  // in a turn
   void step(std::span<const int32_t> ids, int64_t first, const StepWatch& watch);
+  int64_t part_rows(int64_t left) const;
 
   std::unique_ptr<KvCache> cache_, marked_;
   std::vector<int32_t> ids_;  // of the last text

@@ -266,7 +266,7 @@ test('loading: options, progress, signal, bad paths', async () => {
   for (const [options, pattern] of [
     [{ device: 'gpu' }, /device must be one of 'reference', 'cpu', 'cuda', 'auto', received "gpu"/],
     [{ devcie: 'cpu' }, /loadModel: unknown option "devcie"; did you mean "device"\?/],
-    [{ precision: 'int8' }, /precision/],
+    [{ precision: 'int4' }, /precision/],
     [{ threads: 0 }, /threads/],
     [{ prefillChunk: 100, maxBatchTokens: 50 }, /maxBatchTokens \(50\) must be at least prefillChunk \(100\)/],
   ]) await assert.rejects(loadModel(tiny, options), failsWith('invalid_argument', pattern))

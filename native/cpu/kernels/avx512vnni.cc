@@ -10,7 +10,7 @@
 #define LAPIDARY_SIMD_HEADER "cpu/simd/avx512.h"
 #define LAPIDARY_SIMD_WORDS_HEADER "cpu/simd/words_avx512.h"
 #define LAPIDARY_SIMD_INT_HEADER "cpu/simd/int_avx512.h"
-#include "cpu/kernels/packed_blocks.h"
+#include "cpu/kernels/packed_blocks_int8.h"
 #include "cpu/kernels/packed_int8.h"
 
 namespace lapidary::cpu {

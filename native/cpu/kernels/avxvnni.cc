@@ -7,7 +7,7 @@
 #define LAPIDARY_SIMD_HEADER "cpu/simd/avx2.h"
 #define LAPIDARY_SIMD_WORDS_HEADER "cpu/simd/words_avx2.h"
 #define LAPIDARY_SIMD_INT_HEADER "cpu/simd/int_avx2.h"
-#include "cpu/kernels/packed_blocks.h"
+#include "cpu/kernels/packed_blocks_int8.h"
 #include "cpu/kernels/packed_int8.h"
 
 namespace lapidary::cpu {

@@ -4,6 +4,7 @@
 #include "cpu/kernels/packed_bf16.h"
 #include "cpu/kernels/packed_blocks.h"
 #include "cpu/kernels/packed_blocks_f32.h"
+#include "cpu/kernels/packed_blocks_int8.h"
 #include "cpu/kernels/packed_int8.h"
 #include "cpu/kernels/packed_weights.h"
 

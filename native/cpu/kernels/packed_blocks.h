@@ -278,14 +278,5 @@ size_t blocks_scratch(int64_t tokens, int64_t) {
   return sizeof(BlockSlice) / sizeof(float) + static_cast<size_t>(tokens * kJoinedPanels * 16);
 }
 
-template <class Form>
-constexpr PackedKernel kBlocksKernel = {Form::kType,           DType::bf16,   2, blocks_input_bytes<Form>, blocks_prepare<Form>, nullptr,
-                                        blocks_multiply<Form>, blocks_scratch};
-
-// The entries of a list of packed kernels that kernel<Form> has for the block types.
-#define LAPIDARY_BLOCK_KERNELS(kernel)                                                                                                 \
-  &kernel<FormQ8_0>, &kernel<FormQ4_0>, &kernel<FormQ4_1>, &kernel<FormQ5_0>, &kernel<FormQ5_1>, &kernel<FormQ4_K>, &kernel<FormQ5_K>, \
-      &kernel<FormQ6_K>
-
 }  // namespace
 }  // namespace lapidary::cpu

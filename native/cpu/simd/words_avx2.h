@@ -84,6 +84,12 @@ LAPIDARY_INLINE void widen_f16_columns(V v, V& first, V& second) {
   second = widen_f16(v.hi);
 }
 LAPIDARY_INLINE V to_f32(W a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+LAPIDARY_INLINE V as_f32(W a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
+LAPIDARY_INLINE W as_words(V a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+LAPIDARY_INLINE W add_bytes(W sum, W a) {
+  const __m256i ones = _mm256_set1_epi8(1), pairs = _mm256_set1_epi16(1);
+  return add(sum, {_mm256_madd_epi16(_mm256_maddubs_epi16(ones, a.lo), pairs), _mm256_madd_epi16(_mm256_maddubs_epi16(ones, a.hi), pairs)});
+}
 
 }  // namespace
 }  // namespace lapidary::cpu

@@ -73,6 +73,15 @@ LAPIDARY_INLINE void widen_f16_columns(V v, V& first, V& second) {
   second.v = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1));
 }
 LAPIDARY_INLINE V to_f32(W a) { return {_mm512_cvtepi32_ps(a.v)}; }
+LAPIDARY_INLINE V as_f32(W a) { return {_mm512_castsi512_ps(a.v)}; }
+LAPIDARY_INLINE W as_words(V a) { return {_mm512_castps_si512(a.v)}; }
+LAPIDARY_INLINE W add_bytes(W sum, W a) {
+#ifdef LAPIDARY_VNNI
+  return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi8(1), a.v)};
+#else
+  return add(sum, {_mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_set1_epi8(1), a.v), _mm512_set1_epi16(1))});
+#endif
+}
 
 }  // namespace
 }  // namespace lapidary::cpu

@@ -94,6 +94,18 @@ LAPIDARY_INLINE void widen_f16_columns(const V& v, V& first, V& second) {
 LAPIDARY_INLINE V to_f32(const W& a) {
   return each_quad([&](int i) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a.q[i])); });
 }
+LAPIDARY_INLINE V as_f32(const W& a) {
+  return each_quad([&](int i) { return vreinterpretq_f32_u32(a.q[i]); });
+}
+LAPIDARY_INLINE W as_words(const V& a) {
+  return each_quad_word([&](int i) { return vreinterpretq_u32_f32(a.q[i]); });
+}
+LAPIDARY_INLINE W add_bytes(const W& sum, const W& a) {
+  return each_quad_word([&](int i) {
+    const int32x4_t total = vreinterpretq_s32_u32(sum.q[i]);
+    return vreinterpretq_u32_s32(vpadalq_s16(total, vpaddlq_s8(vreinterpretq_s8_u32(a.q[i]))));
+  });
+}
 
 }  // namespace
 }  // namespace lapidary::cpu

@@ -92,6 +92,21 @@ LAPIDARY_INLINE void widen_f16_columns(const V& v, V& first, V& second) {
   first = load_f16(words);
   second = load_f16(words + 8);
 }
+// The same bits.
+LAPIDARY_INLINE V as_f32(const W& a) { return load(a.l); }
+LAPIDARY_INLINE W as_words(const V& a) {
+  W r;
+  store(reinterpret_cast<float*>(r.l), a);
+  return r;
+}
+// sum + the four signed bytes of a word.
+LAPIDARY_INLINE W add_bytes(const W& sum, const W& a) {
+  return each_word([&](int i) {
+    uint32_t total = sum.l[i];
+    for (int e = 0; e < 4; ++e) total += static_cast<uint32_t>(static_cast<int32_t>(static_cast<int8_t>(a.l[i] >> (8 * e))));
+    return total;
+  });
+}
 // Of signed integers.
 LAPIDARY_INLINE V to_f32(const W& a) {
   float lanes[16];
