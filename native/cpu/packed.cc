@@ -48,7 +48,7 @@ std::shared_ptr<PackedMatrix> empty_matrix(const PackedLayout& layout, int64_t n
   matrix->n = n;
   matrix->k = k;
   matrix->panel_bytes = layout.panel_bytes(k);
-  matrix->memory = allocate_host(static_cast<size_t>(matrix->panels() * matrix->panel_bytes));
+  matrix->memory = allocate_streamed(static_cast<size_t>(matrix->panels() * matrix->panel_bytes));
   return matrix;
 }
 

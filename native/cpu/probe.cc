@@ -83,7 +83,7 @@ double read_rate(const Kernels& kernels, ThreadPool& pool, const ProbeOptions& o
   if (options.memory_bytes > 0) wanted = std::min(wanted, options.memory_bytes / 8);
   const int64_t part = std::max<int64_t>(wanted / 4 / kRangeFloats / kBufferParts, 1), ranges = part * kBufferParts,
                 count = ranges * kRangeFloats;
-  const Buffer buffer = allocate_host(static_cast<size_t>(count) * sizeof(float));
+  const Buffer buffer = allocate_streamed(static_cast<size_t>(count) * sizeof(float));
   float* data = reinterpret_cast<float*>(buffer.memory.get());
   // Written, so that each page is memory of its own.
   pool.parallel_for(ranges, 1,

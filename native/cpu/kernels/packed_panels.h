@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kGroupBytes = 64;
 constexpr int64_t kSliceBytes = 24 * 1024;  // of operands, so that the inputs of a tile have room beside them
-constexpr int64_t kAheadBytes = 2048;       // how far before its use a streaming panel is asked for
+constexpr int64_t kAheadBytes = 4096;       // how far before its use a streaming panel is asked for: into the next page
 
 template <class F>
 constexpr int kJoinedRows = 16 * F::kJoined / F::kVectors;
