@@ -172,7 +172,7 @@ void CudaBackend::self_attention(const Tensor& x, const Norm& norm, const Linear
   if (tokens == 0) return;
   const AttentionShape& shape = params.shape;
   const int64_t q_width = shape.num_heads * shape.head_dim, kv_width = shape.num_kv_heads * shape.head_dim, width = q_width + 2 * kv_width;
-  const ActType model = act_type(ws.attended.dtype);
+  const ActType model = act_type(ws.normed.dtype);
   Open state = take(x);
 
   QkvInput qkv;
@@ -212,7 +212,7 @@ void CudaBackend::self_attention(const Tensor& x, const Norm& norm, const Linear
   const auto head_norm = [](const Norm* n) { return n ? HeadNorm{n->weight.as<float>(), n->offset, n->eps} : HeadNorm{nullptr, 0, 0}; };
   qkv.rows.q_norm = head_norm(params.q_norm), qkv.rows.k_norm = head_norm(params.k_norm);
   qkv.rows.cos = params.cos.as<float>(), qkv.rows.sin = params.sin.as<float>();
-  attention_.attend_projections(qkv, params.spans, shape, {ws.attended.data, model, 0});
+  attention_.attend_projections(qkv, params.spans, shape, {ws.attended.data, act_type(ws.attended.dtype), 0});
 }
 
 void CudaBackend::attention_output(const Linear& wo, const Norm& post_norm, const Tensor& x, Workspace& ws) {
@@ -236,19 +236,19 @@ void CudaBackend::feed_forward(const Tensor& x, const Norm& pre_norm, const Line
   enter(/*complete=*/false);
   const int64_t tokens = x.shape[0], ffn = gate.out();
   if (tokens == 0) return;
-  const ActType model = act_type(ws.gated.dtype);
+  const ActType model = act_type(ws.normed.dtype), gated_type = act_type(ws.gated.dtype);
   Open state = take(x);
   const DeviceMatrix& d = device_weight(down).matrix;
-  const ActType down_input = Products::input_type(d, model);
+  const ActType down_input = Products::input_type(d, gated_type);
   const bool fixed_down = down_input == ActType::int8 && d.activations == ActScheme::fixed;
 
-  ActRows gated = {gated_.at_least(static_cast<size_t>(tokens * ffn) * 4), model, nullptr, 1, tokens, ffn};
+  ActRows gated = {gated_.at_least(static_cast<size_t>(tokens * ffn) * 4), gated_type, nullptr, 1, tokens, ffn};
   if (const WeightGroup* group = group_of({&gate, &up}, Stack::interleaved)) {
     const Input input = normed_input(state, pre_norm, {&group->matrix}, model, tokens);
     ProductOutput out = store(nullptr, ffn);
     out.out = const_cast<void*>(gated.data);
     out.epilogue = Epilogue::geglu;
-    out.out_type = fixed_down ? OutType::int8 : model == ActType::f32 ? OutType::f32 : OutType::bf16;
+    out.out_type = fixed_down ? OutType::int8 : gated_type == ActType::f32 ? OutType::f32 : OutType::bf16;
     if (fixed_down) {
       out.inverse_scale = 1.0f / d.input_scale;
       gated.type = ActType::int8, gated.scale = d.input_scale;
@@ -272,7 +272,7 @@ void CudaBackend::feed_forward(const Tensor& x, const Norm& pre_norm, const Line
       normed_product(state, pre_norm, u, gates + tokens * ffn, model, tokens);
     }
     ActOut act =
-        model == ActType::f32 ? act_f32(static_cast<float*>(const_cast<void*>(gated.data))) : act_bf16(const_cast<void*>(gated.data));
+        gated_type == ActType::f32 ? act_f32(static_cast<float*>(const_cast<void*>(gated.data))) : act_bf16(const_cast<void*>(gated.data));
     check(api().geglu({gates, gates + tokens * ffn, act, small(tokens), small(ffn), false}, context()));
   }
   const Tensor branch = ws.branch.rows(0, tokens);

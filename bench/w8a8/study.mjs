@@ -22,9 +22,9 @@ const sum = (values) => values.reduce((all, value) => all + value, 0)
  * @param folder An unquantised checkpoint.
  * @param texts `train` and `heldOut`, token ids without BOS.
  * @param options `window` of all texts; `search` and `tune`, options of searchCushion and tuneCushion; `tuned`, which prefixes are tuned, with options of their own; `gap`, the share of the perplexity lost to static scales
- *   that a prefix is to win back; `rows`, names of schemes; `speeds`, whether they are timed; `say`, told what is done.
+ *   that a prefix is to win back; `rows`, names of schemes; `say`, told what is done.
  */
-export async function study(folder, { train, heldOut }, { window, search, tune, tuned = { greedy: {} }, gap = 0.95, rows = Object.keys(schemes), speeds = false, say = () => {} }) {
+export async function study(folder, { train, heldOut }, { window, search, tune, tuned = { greedy: {} }, gap = 0.95, rows = Object.keys(schemes), say = () => {} }) {
   const work = fs.mkdtempSync(path.join(os.tmpdir(), 'lapidary-w8a8-'))
   const model = await loadModel(folder, loading)
   try {
@@ -49,7 +49,7 @@ export async function study(folder, { train, heldOut }, { window, search, tune, 
     }
     const calibration = { calibration: train, window }
     const reading = { window, firstTokens: false }
-    const cells = {}, sites = {}, positions = {}, costs = {}
+    const cells = {}, sites = {}, positions = {}
     // Equal tokens are one prefix under several names.
     const identity = (name) => JSON.stringify(name.endsWith('tuned') ? name : name === 'greedy' ? found.tokens : prefixes[name])
     for (const row of rows) {
@@ -65,7 +65,6 @@ export async function study(folder, { train, heldOut }, { window, search, tune, 
         try {
           const { perplexity, natsPerToken, meanKl, tokens } = await made.model.divergence(model, heldOut, reading)
           cells[row] = { ...cells[row], [name]: { perplexity, natsPerToken, meanKl, tokens } }
-          if (speeds && ['none', 'greedy'].includes(name)) costs[row] = { ...costs[row], [name]: await speedOf(made.model) }
           if (row === 'static') sites[name] = made.sites
           if (['FP', 'static', 'per-token'].includes(row)) positions[row] = { ...positions[row], [name]: await byPosition(made.model, heldOut, localWindow(folder)) }
         } finally {
@@ -80,9 +79,38 @@ export async function study(folder, { train, heldOut }, { window, search, tune, 
       prefixes: { PrefixQuant: rivals.frequent.tokens, greedy: [...found.tokens] },
       search: { ...errorsOf(found), steps: found.report.search.steps },
       tuning,
-      cells, positions, costs, sites,
+      cells, positions, sites,
     }
     return { ...result, bars: bars(result, gap) }
+  } finally {
+    await model.close()
+    fs.rmSync(work, { recursive: true, force: true })
+  }
+}
+
+/**
+ * What each scheme costs to run without a prefix and behind one: `{ scheme: { none, greedy } }` of speedOf's figures, in the precision that a
+ * model is loaded with by default.
+ * @param prefix Tokens of the greedy cushion; none: without a prefix alone.
+ */
+export async function speeds(folder, { train }, prefix, { window, rows = Object.keys(schemes), say = () => {} }) {
+  const work = fs.mkdtempSync(path.join(os.tmpdir(), 'lapidary-w8a8-'))
+  const model = await loadModel(folder, { device: 'cpu' })
+  const costs = {}
+  try {
+    for (const row of rows) {
+      for (const [name, tokens] of Object.entries({ none: null, ...(prefix.length > 0 ? { greedy: prefix } : {}) })) {
+        say(`${row}, ${name}`)
+        const made = await quantised(model, folder, schemes[row], tokens, { calibration: train.slice(0, 8), window }, work, { device: 'cpu' })
+        if (!made) continue
+        try {
+          costs[row] = { ...costs[row], [name]: await speedOf(made.model) }
+        } finally {
+          if (made.model !== model) await made.model.close()
+        }
+      }
+    }
+    return costs
   } finally {
     await model.close()
     fs.rmSync(work, { recursive: true, force: true })
@@ -96,8 +124,8 @@ function errorsOf({ report: { search, rivals } }) {
 }
 
 /** The model of one cell; null where this build has no such scheme. */
-async function quantised(model, folder, scheme, prefix, calibration, work) {
-  if (scheme === null) return { model: prefix === null ? model : await exact(model, folder, prefix, work) }
+async function quantised(model, folder, scheme, prefix, calibration, work, how = loading) {
+  if (scheme === null) return { model: prefix === null ? model : await exact(model, folder, prefix, work, how) }
   const needsTexts = scheme.activations === 'static' || scheme.smooth !== undefined
   try {
     const made = await model.quantize({ ...scheme, ...(needsTexts ? calibration : {}), prefix })
@@ -109,7 +137,7 @@ async function quantised(model, folder, scheme, prefix, calibration, work) {
 }
 
 /** The unquantised model behind a prefix: the same files with a cushion beside them. */
-async function exact(model, folder, prefix, work) {
+async function exact(model, folder, prefix, work, how) {
   const copy = fs.mkdtempSync(path.join(work, 'exact-'))
   for (const name of fs.readdirSync(folder)) {
     if (/^(model.*\.safetensors|.*config\.json|tokenizer\.json)$/.test(name)) fs.symlinkSync(path.resolve(folder, name), path.join(copy, name))
@@ -117,7 +145,7 @@ async function exact(model, folder, prefix, work) {
   const file = path.join(copy, 'cushion.safetensors')
   if (typeof prefix === 'string') fs.copyFileSync(prefix, file)
   else await (await tokensAsCushion(model, prefix)).save(file)
-  return loadModel(copy, loading)
+  return loadModel(copy, how)
 }
 
 /** A search that may take no token gives its beginning. */

@@ -204,7 +204,7 @@ class CpuBackend final : public Backend {
       });
     }
     const int64_t tokens = x.shape[0];
-    const DType act = ws.normed.dtype;
+    const DType act = ws.normed.dtype, gated_act = ws.gated.dtype;
     if (!cpu::same_input(kernels_, gate, up, act) || !cpu::goes_by_panels(down))
       return Backend::feed_forward(x, pre_norm, gate, up, down, post_norm, ws);
     const Tensor gated = ws.gate.rows(0, tokens), branch = ws.branch.rows(0, tokens);
@@ -218,10 +218,10 @@ class CpuBackend final : public Backend {
     }
     if (down.activations == ActScheme::sequence) {
       each_sequence(ws, tokens, [&](int64_t first, int64_t n) {
-        cpu::multiply(kernels_, *pool_, rows_input(gated.rows(first, n), down, act), {{down, branch.rows(first, n)}});
+        cpu::multiply(kernels_, *pool_, rows_input(gated.rows(first, n), down, gated_act), {{down, branch.rows(first, n)}});
       });
     } else {
-      cpu::multiply(kernels_, *pool_, rows_input(gated, down, act), {{down, branch}});
+      cpu::multiply(kernels_, *pool_, rows_input(gated, down, gated_act), {{down, branch}});
     }
     add_normed(x, branch, post_norm);
   }

@@ -32,7 +32,7 @@ std::vector<Plan> plan_scratch(const ModelConfig& c, Precision precision, int64_
       {nullptr, &Workspace::q, f32, tokens, c.q_width()},
       {nullptr, &Workspace::k, f32, tokens, c.kv_width()},
       {nullptr, &Workspace::v, f32, tokens, c.kv_width()},
-      {nullptr, &Workspace::attended, act, tokens, c.q_width()},
+      {nullptr, &Workspace::attended, f32, tokens, c.q_width()},  // or act: attention_workspace
       {nullptr, &Workspace::branch, f32, tokens, c.hidden},
       {nullptr, &Workspace::gate, f32, tokens, c.ffn},
       {nullptr, &Workspace::up, f32, tokens, c.ffn},
@@ -112,16 +112,36 @@ class CushionStep {
   int made_rope_ = -1;
 };
 
+bool quantises_input(const Linear& w) { return w.weight.dtype == DType::i8 && w.activations != ActScheme::none; }
+
+// The workspace of a layer's attention and of its feed-forward. Products that quantise their input get it in f32, so that it is rounded
+// once; normed and gated rows then stand where later products write their results.
+Workspace attention_workspace(const LayerWeights& w, Workspace ws) {
+  const Tensor& attended = ws.attended;
+  const DType type = quantises_input(w.o) ? DType::f32 : ws.normed.dtype;
+  ws.attended = Tensor(attended.data, type, {attended.shape[0], attended.shape[1]}, attended.device);
+  if (quantises_input(w.q) && quantises_input(w.k) && quantises_input(w.v)) ws.normed = ws.branch;
+  return ws;
+}
+Workspace feed_forward_workspace(const LayerWeights& w, Workspace ws) {
+  if (quantises_input(w.gate) && quantises_input(w.up)) ws.normed = ws.branch;
+  if (quantises_input(w.down)) ws.gated = ws.gate;
+  return ws;
+}
+
 // x: f32 [tokens, hidden], in place.
-void layer_step(Backend& backend, const LayerWeights& w, const AttendParams& attend, const Tensor& x, Workspace& ws) {
+void layer_step(Backend& backend, const LayerWeights& w, const AttendParams& attend, const Tensor& x, const Workspace& memory) {
+  Workspace ws = attention_workspace(w, memory);
   backend.self_attention(x, w.input_norm, w.q, w.k, w.v, attend, ws);
   backend.attention_output(w.o, w.post_attention_norm, x, ws);
+  ws = feed_forward_workspace(w, memory);
   backend.feed_forward(x, w.pre_ffn_norm, w.gate, w.up, w.down, w.post_ffn_norm, ws);
 }
 
 // The same with the sites shown to the hook: the stages' default bodies (ops.cc), opened up.
-void watched_layer_step(Backend& backend, const LayerWeights& w, const AttendParams& attend, const Tensor& x, Workspace& ws, int64_t layer,
-                        const SiteHook& hook) {
+void watched_layer_step(Backend& backend, const LayerWeights& w, const AttendParams& attend, const Tensor& x, const Workspace& memory,
+                        int64_t layer, const SiteHook& hook) {
+  Workspace ws = attention_workspace(w, memory);
   const int64_t tokens = x.shape[0];
   const auto rows = [&](const Tensor& t) { return t.rows(0, tokens); };
   const auto product = [&](const Tensor& in, const Linear& weight, const Tensor& out) {
@@ -140,6 +160,7 @@ void watched_layer_step(Backend& backend, const LayerWeights& w, const AttendPar
   hook(layer, Site::o_in, rows(ws.attended));
   product(rows(ws.attended), w.o, ws.branch);
   close_branch(w.post_attention_norm);
+  ws = feed_forward_workspace(w, memory);
   backend.rms_norm(x, w.pre_ffn_norm, rows(ws.normed));
   hook(layer, Site::mlp_in, rows(ws.normed));
   product(rows(ws.normed), w.gate, ws.gate);
@@ -262,8 +283,8 @@ Tensor step_logits(Backend& backend, const ModelWeights& weights, std::span<cons
   if (count == 0) return logits;
   const Tensor selected = scratch.selected.rows(0, count);
   backend.gather_rows(scratch.x.rows(0, scratch.step_tokens), rows, selected);
-  backend.logits(selected, weights.final_norm, weights.head, static_cast<float>(weights.config.final_softcap),
-                 scratch.selected_normed.rows(0, count), logits);
+  const Tensor normed = quantises_input(weights.head) ? selected : scratch.selected_normed.rows(0, count);
+  backend.logits(selected, weights.final_norm, weights.head, static_cast<float>(weights.config.final_softcap), normed, logits);
   return logits;
 }
 

@@ -59,9 +59,10 @@ TEST("interop: checkpoints for other programs") {
   const std::string folder = asked ? asked : temporary_folder();
   for (const std::string family : {"gemma2-tiny", "gemma3-tiny"}) {
     write_one(family, ActScheme::token, folder + "/" + family + "-dynamic");
+    write_one(family, ActScheme::sequence, folder + "/" + family + "-tensor-dynamic");
     write_one(family, ActScheme::fixed, folder + "/" + family + "-static");
   }
-  CHECK(std::distance(std::filesystem::directory_iterator(folder), {}) == 4);
+  CHECK(std::distance(std::filesystem::directory_iterator(folder), {}) == 6);
 }
 
 }  // namespace

@@ -74,17 +74,50 @@ TEST("quantized: our rule against the writer's over many tokens") {
     for (const std::string kind : {"-dynamic", "-static"}) {
       const Loaded ours = load(folder_of(family + kind), "cpu"), read = load(folder_of(family + kind), "reference");
       const Loaded writer = {std::make_unique<WriterRuleBackend>(), read.weights};
-      double our_sum = 0, writer_sum = 0;
+      double our_sum = 0, bf16_sum = 0, writer_sum = 0;
       uint64_t state = 1;
       for (int s = 0; s < 16; ++s) {
         std::vector<int32_t> ids = {2};
         while (ids.size() < 64) ids.push_back(static_cast<int32_t>((state = state * 6364136223846793005u + 1442695040888963407u) >> 55));
         const std::vector<float> truth = logits_of(plain, Precision::f32, ids);
         our_sum += mean_kl(truth, logits_of(ours, Precision::f32, ids), 512);
+        bf16_sum += mean_kl(truth, logits_of(ours, Precision::bf16, ids), 512);
         writer_sum += mean_kl(truth, logits_of(writer, Precision::f32, ids), 512);
       }
       CHECK_MSG(our_sum > 0 && our_sum <= 1.05 * writer_sum,
                 family << kind << ": KL " << our_sum / 16 << ", with the writer's rule " << writer_sum / 16);
+      CHECK_MSG(bf16_sum > 0 && bf16_sum <= 1.05 * writer_sum,
+                family << kind << " in bf16: KL " << bf16_sum / 16 << ", with the writer's rule in f32 " << writer_sum / 16);
+    }
+  }
+}
+
+// What a quantised product reads is f32 in either precision; what others read is rounded to bf16. Seen by a hook, which changes no bit.
+TEST("quantized: inputs are rounded once") {
+  std::vector<int32_t> ids = {2};
+  for (int32_t i = 1; i < 40; ++i) ids.push_back(i * 37 % 500 + 3);
+  const auto tokens = static_cast<int64_t>(ids.size());
+  std::vector<int32_t> positions(ids.size()), rows(ids.size());
+  std::iota(positions.begin(), positions.end(), 0);
+  std::iota(rows.begin(), rows.end(), 0);
+  for (const std::string backend : {"reference", "cpu"}) {
+    for (const std::string folder : {"gemma3-tiny", "compressed-tensors/gemma3-tiny-dynamic", "compressed-tensors/gemma3-tiny-static"}) {
+      const Loaded model = load(golden(folder), backend);
+      const DType want = folder == "gemma3-tiny" ? DType::bf16 : DType::f32;
+      int64_t seen = 0;
+      const SiteHook hook = [&](int64_t, Site site, const Tensor& x) {
+        ++seen;
+        CHECK_MSG(x.dtype == want, folder << " on " << backend << ", " << site_name(site) << ": " << dtype_info(x.dtype).name);
+      };
+      StepScratch scratch(*model.backend, model.weights->config, Precision::bf16, tokens, tokens);
+      TestCache cache(*model.backend, model.weights->config, DType::bf16, tokens);
+      const StepSpan span = {0, tokens, 0, cache.views()};
+      const Tensor logits = forward(*model.backend, *model.weights, {ids, positions, {&span, 1}, rows}, scratch, {.sites = hook});
+      CHECK(seen == 4 * model.weights->config.num_layers);
+      std::vector<float> watched(static_cast<size_t>(logits.elements()));
+      model.backend->download(watched.data(), logits);
+      const std::vector<float> plain = logits_of(model, Precision::bf16, ids);
+      CHECK_MSG(same_bits(watched, plain), folder << " on " << backend << ": relative error " << relative_error(watched, plain));
     }
   }
 }

@@ -21,7 +21,7 @@ class WriterRuleBackend final : public Backend {
     const int64_t dim = x.row_elements();
     for (int64_t r = 0; r < x.shape[0]; ++r) {
       const float* row = x.as<float>() + r * dim;  // tests run in f32
-      const float dynamic = std::max(absolute_max(row, dim) / 127.5f, FLT_EPSILON), scale = fixed_scale > 0 ? fixed_scale : dynamic;
+      const float scale = fixed_scale > 0 ? fixed_scale : dynamic_scale(row, dim);
       for (int64_t i = 0; i < dim; ++i) {
         const float quotient = row[i] / scale;
         q.as<int8_t>()[r * dim + i] = static_cast<int8_t>(std::nearbyint(quotient < -128 ? -128 : quotient > 127 ? 127 : quotient));
@@ -35,7 +35,8 @@ class WriterRuleBackend final : public Backend {
     std::vector<int8_t> q(static_cast<size_t>(x.elements()));
     std::vector<float> scales(static_cast<size_t>(rows));
     const Tensor q_rows(q.data(), DType::i8, {rows, w.in()}), row_scales(scales.data(), DType::f32, {rows});
-    quantize_rows(x, w.activations == ActScheme::fixed ? w.input_scale : 0, q_rows, row_scales);
+    const float shared = w.activations == ActScheme::sequence ? dynamic_scale(x.as<float>(), x.elements()) : 0;
+    quantize_rows(x, w.activations == ActScheme::fixed ? w.input_scale : shared, q_rows, row_scales);
     plain_->matmul_int8(q_rows, row_scales, w, out);
   }
 
@@ -62,6 +63,8 @@ class WriterRuleBackend final : public Backend {
   void gather_rows(const Tensor& x, std::span<const int32_t> rows, const Tensor& out) override { plain_->gather_rows(x, rows, out); }
 
  private:
+  static float dynamic_scale(const float* x, int64_t n) { return std::max(absolute_max(x, n) / 127.5f, FLT_EPSILON); }
+
   const std::unique_ptr<Backend> plain_ = make_reference_backend();
 };
 
