@@ -8,9 +8,9 @@ export { LapidaryError } from './errors.js'
 
 export type { ErrorCode } from './errors.js'
 export type { Device, DeviceChoice } from './devices.js'
-export type { EstimateOptions, Inspection, LoadOptions, LoadProgress, MemoryEstimate, MemoryOptions, Precision, TensorFact } from './load.js'
+export type { EstimateOptions, Inspection, LoadOptions, LoadProgress, MemoryEstimate, MemoryOptions, TensorFact } from './load.js'
 export type { ModelInfo } from './info.js'
-export type { MemoryUse, Model, ScoreOptions } from './model.js'
+export type { MemoryUse, Model, Precision, ScoreOptions } from './model.js'
 export type {
   ActivationOptions, Activations, ChoiceScores, Divergence, DivergenceByPosition, EvaluationOptions, EvaluationText, Likelihood, LikelihoodByPosition,
   Question, SiteStatistics, Spike, WindowOptions,

@@ -5,7 +5,7 @@ import { awaitNative, callSite, invalid } from './errors.js'
 import { type DeviceChoice, resolveDevice } from './devices.js'
 import type { ModelInfo } from './info.js'
 import { native } from './loader.js'
-import { Model } from './model.js'
+import { type Precision, Model } from './model.js'
 import type { NativeLoadOptions } from './native.js'
 import { callback, choice, integer, readOptions, signal, string } from './options.js'
 
@@ -15,8 +15,6 @@ export interface LoadProgress {
   readonly loaded: number
   readonly total: number
 }
-
-export type Precision = 'f32' | 'bf16' | 'int8'
 
 export interface MemoryOptions {
   /** `'auto'` takes the graphics device when it is usable, else the processor; `'reference'` is slow, plain f32. Default 'auto'. */

@@ -9,7 +9,6 @@ import {
 import { Chat, type ChatOptions, type RestoreOptions, restoreChat } from './conversation.js'
 import { type GenerateOptions, type GenerateResult, readGeneration } from './generation.js'
 import type { ModelInfo } from './info.js'
-import type { Precision } from './load.js'
 import type { NativeLoadOptions, NativeModel } from './native.js'
 import { type ReadOptions, describe, readOptions, signal, string, tokenIds } from './options.js'
 import { type CushionPlan, type QuantizeOptions, type QuantizeReport, Quantized, completeQuantize, phase, quantizeReaders, readCalibration } from './quantize.js'
@@ -34,6 +33,9 @@ export interface ScoreOptions {
 }
 
 const scoreReaders = { signal }
+
+/** What matrix products read. */
+export type Precision = 'f32' | 'bf16' | 'int8'
 
 /** Where a model came from, and how it was loaded. */
 export interface Origin {

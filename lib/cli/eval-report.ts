@@ -1,7 +1,22 @@
 /** What `lapidary eval` found, as tables for the terminal. */
 
 import type { Activations, Divergence, DivergenceByPosition, Likelihood, LikelihoodByPosition, SiteStatistics } from '../index.js'
-import type { Report } from './eval.js'
+import type { TaskScore } from './eval-tasks.js'
+
+export interface Report {
+  readonly model: string
+  readonly against: string | null
+  readonly device: string
+  /** null without --text. */
+  readonly text: { readonly file: string; readonly window: number; readonly stride: number } & (
+    | { readonly likelihood: LikelihoodByPosition; readonly divergence: null }
+    | { readonly likelihood: null; readonly divergence: DivergenceByPosition }
+  ) | null
+  readonly tasks: ReadonlyArray<TaskScore & { readonly against: TaskScore | null }>
+  /** null without --stats; `against` is null without --against. */
+  readonly stats: { readonly model: Activations; readonly against: Activations | null } | null
+  readonly plots: readonly string[]
+}
 
 type Row = readonly string[]
 

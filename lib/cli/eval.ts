@@ -1,11 +1,11 @@
 /** `lapidary eval`: how good a model is, alone or beside another. */
 
-import type { Activations, DivergenceByPosition, LikelihoodByPosition, Model } from '../index.js'
+import type { Model } from '../index.js'
 import { loadModel } from '../index.js'
 import { type Arguments, type Command, UsageError } from './command.js'
 import { type Draw, type Series, loadDraw, writePlots } from './eval-plots.js'
-import { type TaskQuestion, type TaskScore, readTasks, scoreTasks } from './eval-tasks.js'
-import { describeReport } from './eval-report.js'
+import { type Report, describeReport } from './eval-report.js'
+import { type TaskQuestion, readTasks, scoreTasks } from './eval-tasks.js'
 import { loadOptions, modelFlags, toJson, withModel } from './shared.js'
 import { catchInterrupts, interruption, print, progress } from './terminal.js'
 import { encodeText, readInput, readWindows, windowFlags } from './text-windows.js'
@@ -54,21 +54,6 @@ interface Plan {
   readonly questions: readonly TaskQuestion[]
   readonly stats: boolean
   readonly plots: { readonly folder: string; readonly draw: Draw } | null
-}
-
-export interface Report {
-  readonly model: string
-  readonly against: string | null
-  readonly device: string
-  /** null without --text. */
-  readonly text: { readonly file: string; readonly window: number; readonly stride: number } & (
-    | { readonly likelihood: LikelihoodByPosition; readonly divergence: null }
-    | { readonly likelihood: null; readonly divergence: DivergenceByPosition }
-  ) | null
-  readonly tasks: ReadonlyArray<TaskScore & { readonly against: TaskScore | null }>
-  /** null without --stats; `against` is null without --against. */
-  readonly stats: { readonly model: Activations; readonly against: Activations | null } | null
-  readonly plots: readonly string[]
 }
 
 /** Everything that can be refused before a model is loaded. */
