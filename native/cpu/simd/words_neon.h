@@ -11,7 +11,7 @@ struct W {
 };
 
 // Register tiles of kernels/packed_blocks.h: tokens by panels; 32 registers, four to a W.
-constexpr int kBlockTokens = 2, kBlockPanels = 1;
+constexpr int kBlockTokens = 2, kBlockPanels = 1, kPairUnroll = 1;
 
 template <typename Fn>
 LAPIDARY_INLINE W each_quad_word(const Fn& fn) {
