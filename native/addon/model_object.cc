@@ -46,9 +46,9 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options, cons
   out.weights = load_weights(path, *backend, progress,
                              {.kind = options.weights,
                               .threads = threads,
-                              .long_spans = long_spans,
                               .transform = transform,
-                              .original = std::move(original)});
+                              .original = std::move(original),
+                              .long_spans = long_spans});
   EngineOptions engine_options = options.engine;
   if (options.default_precision && has_long_spans(*out.weights)) engine_options.precision = Precision::int8;
   out.precision = precision_name(engine_options.precision);

@@ -53,13 +53,13 @@ class WeightsTransform {
 struct WeightsOptions {
   WeightsKind kind = WeightsKind::as_is;
   int threads = 1;                        // of the conversion
-  // Blocks of a layer's matrices take the scheme long_spans where the backend has that: what Precision::int8 is.
-  bool long_spans = false;
   bool cushion = true;                    // read cushion.safetensors where it lies beside the weights
   WeightsTransform* transform = nullptr;  // sees what `kind` has made of the file; null: none
   // The same file's weights as a backend of the same kind in the same memory has loaded them: an embedding or a head that the transform
   // leaves as it is, is not made again. May be null.
   std::shared_ptr<const ModelWeights> original{};
+  // Blocks of a layer's matrices take the scheme long_spans where the backend has that: what Precision::int8 is.
+  bool long_spans = false;
 };
 
 // `path`: a Hugging Face folder, a .safetensors file beside a config.json, or a .gguf file. Every expected tensor must be there with
