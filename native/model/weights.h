@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/config.h"
@@ -76,6 +77,9 @@ std::shared_ptr<const Cushion> find_cushion(const std::string& path, const Model
 
 // Whether rows of long spans meet some weights as int8 (WeightsOptions::long_spans, and a backend and blocks for it).
 bool has_long_spans(const ModelWeights& weights);
+
+// Whether a matrix of this type (dtype_info's name) may be one of them.
+bool takes_long_spans(std::string_view dtype);
 
 // The config alone, no tensor touched.
 ModelConfig load_config(const std::string& path);
