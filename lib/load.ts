@@ -37,7 +37,7 @@ export interface MemoryOptions {
   kvCache?: 'f32' | 'bf16' | 'int8'
   /** Most tokens of one sequence. Default: what the model was made for; memory is taken as a sequence grows. */
   contextTokens?: number
-  /** Most prompt tokens of one sequence in one step: more is faster, less lets others step sooner. Results do not change. Default 256. */
+  /** Most prompt tokens of one sequence in one step: more is faster, less lets others step sooner. Results do not change. Default 256; 512 where `precision` makes weights int8, which it does anew in every step. */
   prefillChunk?: number
   /** Most tokens of all sequences in one step. Default 512, or prefillChunk if that is more. */
   maxBatchTokens?: number
@@ -109,7 +109,7 @@ type ReadLoad = { [K in keyof typeof loadReaders]?: ReturnType<(typeof loadReade
 
 /** Complete options; 0 and '' leave a choice to the native side where it knows better (cores, the model's context and weights). */
 function completeOptions(owner: string, read: ReadLoad): NativeLoadOptions {
-  const prefillChunk = read.prefillChunk ?? Math.min(256, read.maxBatchTokens ?? 256)
+  const prefillChunk = read.prefillChunk ?? 0
   const maxBatchTokens = read.maxBatchTokens ?? Math.max(512, prefillChunk)
   if (maxBatchTokens < prefillChunk) {
     throw invalid(`${owner}: maxBatchTokens (${maxBatchTokens}) must be at least prefillChunk (${prefillChunk})`)

@@ -39,6 +39,7 @@ export interface NativeLoadOptions {
   threads: number
   /** 0 = the model's own. */
   contextTokens: number
+  /** 0 = what suits the weights. */
   prefillChunk: number
   maxBatchTokens: number
   maxSequences: number

@@ -214,11 +214,18 @@ LoadOptions to_load_options(Napi::Value value) {
   out.weights = weights == "int8" ? WeightsKind::int8 : weights == "bf16" ? WeightsKind::bf16 : WeightsKind::as_is;
   out.threads = static_cast<int>(fields.integer("threads", 0, 1024));
   out.engine.context = fields.integer("contextTokens", 0, kMaxId);
-  out.engine.prefill_chunk = fields.integer("prefillChunk", 1, kMaxId);
+  out.engine.prefill_chunk = fields.integer("prefillChunk", 0, kMaxId);
   out.engine.max_batch_tokens = fields.integer("maxBatchTokens", 1, kMaxId);
   out.engine.max_running = fields.integer("maxSequences", 1, kMaxId);
   out.engine.kv_limit_bytes = fields.integer("kvLimitBytes", 0, kMaxSafeInteger);
   out.engine.prefix_cache = fields.integer("prefixCache", 0, kMaxId);
+  return out;
+}
+
+EngineOptions complete_engine(const LoadOptions& options, bool converts_blocks) {
+  EngineOptions out = options.engine;
+  if (options.default_precision && converts_blocks) out.precision = Precision::int8;
+  if (out.prefill_chunk == 0) out.prefill_chunk = std::min<int64_t>(converts_blocks ? 512 : 256, out.max_batch_tokens);
   return out;
 }
 

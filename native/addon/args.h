@@ -68,6 +68,13 @@ struct LoadOptions {
   EngineOptions engine;
 };
 LoadOptions to_load_options(Napi::Value value);
+// Whether the options want block weights to be made int8 for long spans, where the backend can do so.
+inline bool wants_long_spans(const LoadOptions& options) {
+  return options.default_precision || options.engine.precision == Precision::int8;
+}
+// With what was left open: precision, and a prefill chunk of 0. Blocks that become int8 do so anew for every chunk, which few rows do not
+// repay.
+EngineOptions complete_engine(const LoadOptions& options, bool converts_blocks);
 SamplingSettings to_sampling(Napi::Value value, const std::string& name);
 // Everything of a generate request but sequence and observer.
 RunRequest to_run_request(const Fields& fields);

@@ -1,4 +1,6 @@
 // loadModel, loadTokenizer, inspect and estimateMemory: everything that reads a model's files.
+#include <algorithm>
+
 #include "addon/functions.h"
 #include "addon/model_object.h"
 #include "addon/promise_worker.h"
@@ -127,7 +129,10 @@ napi_value inspect(const Napi::CallbackInfo& info) {
 napi_value estimate(const Napi::CallbackInfo& info) {
   auto compute = [path = to_text(info[0], "path"), options = to_load_options(info[1]),
                   sequences = to_integer(info[2], "sequences", 1, kMaxSafeInteger)] {
-    return estimate_memory(load_config(path), total_bytes(list_tensors(path), options.weights), options.engine, sequences);
+    const std::vector<TensorFact> tensors = list_tensors(path);
+    const bool converts = wants_long_spans(options) && options.device != "cuda" && options.weights == WeightsKind::as_is &&
+                          std::any_of(tensors.begin(), tensors.end(), [](const TensorFact& t) { return takes_long_spans(t.dtype); });
+    return estimate_memory(load_config(path), total_bytes(tensors, options.weights), complete_engine(options, converts), sequences);
   };
   auto wrap = [](Napi::Env env, MemoryEstimate result) -> napi_value { return estimate_object(env, result); };
   return promise_work(info.Env(), "lapidary estimate", std::move(compute), std::move(wrap));

@@ -42,15 +42,13 @@ LoadedModel load_model(const std::string& path, const LoadOptions& options, cons
   LoadedModel out;
   out.device = std::string(backend->name());
   const int threads = options.threads > 0 ? options.threads : physical_cores();
-  const bool long_spans = options.default_precision || options.engine.precision == Precision::int8;
   out.weights = load_weights(path, *backend, progress,
                              {.kind = options.weights,
                               .threads = threads,
-                              .long_spans = long_spans,
                               .transform = transform,
-                              .original = std::move(original)});
-  EngineOptions engine_options = options.engine;
-  if (options.default_precision && has_long_spans(*out.weights)) engine_options.precision = Precision::int8;
+                              .original = std::move(original),
+                              .long_spans = wants_long_spans(options)});
+  const EngineOptions engine_options = complete_engine(options, has_long_spans(*out.weights));
   out.precision = precision_name(engine_options.precision);
   std::shared_ptr<const Tokenizer> tokenizer = load_optional_tokenizer(path);
   std::unique_ptr<Engine> engine = Engine::start(std::move(backend), out.weights, tokenizer, engine_options);

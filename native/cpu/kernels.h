@@ -49,6 +49,9 @@ struct PackedTask {
   const float* w_scales;  // int8 inputs: [n]
   float* out;             // row i of the weight goes to out[t * out_stride + i - out_first]; panels write their own columns alone
   int64_t out_stride, out_first;
+  // Memory that the caller reads next, which a kernel of many tokens may ask for meanwhile; null: what follows the panels.
+  const std::byte* ahead = nullptr;
+  int64_t ahead_bytes = 0;
 };
 
 // One way to multiply packed weights of one type with inputs of one form. See packed_layout.h for the panels.

@@ -54,9 +54,9 @@ struct Cut {
 
 // One weight of a product.
 struct Factor {
-  PackedTask task{};                      // without panels where those are made on the way
-  const Linear* rows = nullptr;           // plain int8 rows, packed on the way; else null
-  const PackedMatrix* blocks = nullptr;   // block panels, turned into int8 ones by `converter` on the way; else null
+  PackedTask task{};                     // without panels where those are made on the way
+  const Linear* rows = nullptr;          // plain int8 rows, packed on the way; else null
+  const PackedMatrix* blocks = nullptr;  // block panels, turned into int8 ones by `converter` on the way; else null
   const PackedKernel* converter = nullptr;
   int64_t panels = 0;
 
@@ -86,12 +86,16 @@ struct Factor {
   }
 
   // For the panels of one unit, before the kernel's own.
-  size_t scratch_floats(int64_t unit_panels) const {
-    return rows || blocks ? static_cast<size_t>(unit_panels * task.panel_bytes / 4) : 0;
-  }
+  size_t scratch_floats(int64_t unit_panels) const { return rows || blocks ? static_cast<size_t>(unit_panels * task.panel_bytes / 4) : 0; }
 
-  void multiply(const PackedKernel& kernel, PackedTask part, int64_t p0, int64_t p1, float* scratch) const {
+  // Panels [p0, p1); then panels from `next_panel` on of `next` are wanted.
+  void multiply(const PackedKernel& kernel, PackedTask part, int64_t p0, int64_t p1, float* scratch, const Factor& next,
+                int64_t next_panel) const {
     if (!rows && !blocks) return kernel.multiply(part, p0, p1, scratch);
+    if (next.blocks && next_panel < next.panels) {
+      part.ahead = next.blocks->panel(next_panel);
+      part.ahead_bytes = std::min(p1 - p0, next.panels - next_panel) * next.blocks->panel_bytes;
+    }
     std::byte* unit = reinterpret_cast<std::byte*>(scratch);
     for (int64_t p = p0; p < p1; ++p) make_panel(part, p, unit + (p - p0) * part.panel_bytes);
     const int64_t first = p0 * kPackedRows;
@@ -171,7 +175,7 @@ void multiply(const Kernels& kernels, ThreadPool& pool, const PreparedInput& inp
       const Product& p = products[i];
       for (int64_t u = std::max(begin, first), last = std::min(end, first + p.units); u < last; ++u) {
         const Cut::Unit unit = cut.unit(input, p.factor.task, p.factor.panels, u - first);
-        p.factor.multiply(*input.kernel, unit.task, unit.p0, unit.p1, scratch);
+        p.factor.multiply(*input.kernel, unit.task, unit.p0, unit.p1, scratch, p.factor, unit.p1);
       }
     }
   });
@@ -201,7 +205,8 @@ void multiply_gated(const Kernels& kernels, ThreadPool& pool, const PreparedInpu
         unit.task.out_stride = width;
         unit.task.out = halves[i];
         unit.task.out_first = unit.p0 * kPackedRows;
-        factors[i].multiply(*input.kernel, unit.task, unit.p0, unit.p1, scratch + 2 * half_floats);
+        factors[i].multiply(*input.kernel, unit.task, unit.p0, unit.p1, scratch + 2 * half_floats, factors[1 - i],
+                            i == 0 ? unit.p0 : unit.p1);
       }
       const int64_t first = unit.p0 * kPackedRows, columns = std::min(unit.p1 * kPackedRows, ffn) - first;
       const int64_t t0 = u % cut.token_blocks * cut.unit_tokens;

@@ -62,21 +62,9 @@ Linear* linear_of(LayerWeights& layer, TensorRole role) {
 }
 
 // The blocks that long spans may meet as int8.
-bool takes_long_spans(DType dtype) {
-  switch (dtype) {
-    case DType::q8_0:
-    case DType::q4_0:
-    case DType::q4_1:
-    case DType::q5_0:
-    case DType::q5_1:
-    case DType::q4_k:
-    case DType::q5_k:
-    case DType::q6_k:
-      return true;
-    default:
-      return false;
-  }
-}
+constexpr DType kLongSpanTypes[] = {DType::q8_0, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1, DType::q4_k, DType::q5_k, DType::q6_k};
+
+bool takes_long_spans(DType dtype) { return std::ranges::find(kLongSpanTypes, dtype) != std::end(kLongSpanTypes); }
 
 bool has_fixed_scales(const ModelConfig& config) {
   if (!config.quantization) return false;
@@ -264,6 +252,10 @@ class Builder {
 };
 
 }  // namespace
+
+bool takes_long_spans(std::string_view dtype) {
+  return std::ranges::any_of(kLongSpanTypes, [&](DType type) { return dtype_info(type).name == dtype; });
+}
 
 bool has_long_spans(const ModelWeights& weights) {
   return std::any_of(weights.layers.begin(), weights.layers.end(), [](const LayerWeights& l) {

@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/config.h"
@@ -53,13 +54,13 @@ class WeightsTransform {
 struct WeightsOptions {
   WeightsKind kind = WeightsKind::as_is;
   int threads = 1;                        // of the conversion
-  // Blocks of a layer's matrices take the scheme long_spans where the backend has that: what Precision::int8 is.
-  bool long_spans = false;
   bool cushion = true;                    // read cushion.safetensors where it lies beside the weights
   WeightsTransform* transform = nullptr;  // sees what `kind` has made of the file; null: none
   // The same file's weights as a backend of the same kind in the same memory has loaded them: an embedding or a head that the transform
   // leaves as it is, is not made again. May be null.
   std::shared_ptr<const ModelWeights> original{};
+  // Blocks of a layer's matrices take the scheme long_spans where the backend has that: what Precision::int8 is.
+  bool long_spans = false;
 };
 
 // `path`: a Hugging Face folder, a .safetensors file beside a config.json, or a .gguf file. Every expected tensor must be there with
@@ -76,6 +77,9 @@ std::shared_ptr<const Cushion> find_cushion(const std::string& path, const Model
 
 // Whether rows of long spans meet some weights as int8 (WeightsOptions::long_spans, and a backend and blocks for it).
 bool has_long_spans(const ModelWeights& weights);
+
+// Whether a matrix of this type (dtype_info's name) may be one of them.
+bool takes_long_spans(std::string_view dtype);
 
 // The config alone, no tensor touched.
 ModelConfig load_config(const std::string& path);

@@ -97,9 +97,24 @@ struct PanelSlice {
   bool is_first, is_last;     // of the panels' slices
   const std::byte* operands;  // of the first panel, `stride` bytes from panel to panel
   int64_t stride;
-  const int8_t* next;   // the slice that comes after this one, panel_bytes from panel to panel; asked for while the tiles pass
-  int64_t tile, tiles;  // of tokens: the current one, and how many
+  // Cache lines that the current tile of tokens asks for: its share of what comes next.
+  const int8_t* next;
+  int64_t share;
 };
+
+// The share of tile `tile` of `tiles`, lines of one panel, in the slice that comes after this one, at `numbers` and panel_bytes apart.
+LAPIDARY_INLINE void share_slice(PanelSlice& slice, const int8_t* numbers, int64_t panel_bytes, int64_t tile, int64_t tiles) {
+  const int64_t per_panel = tiles / slice.panels > 0 ? tiles / slice.panels : 1;
+  slice.share = tile / per_panel >= slice.panels ? 0 : (slice.groups + per_panel - 1) / per_panel;
+  slice.next = numbers + tile / per_panel * panel_bytes + tile % per_panel * slice.share * kGroupBytes;
+}
+// Of the `bytes` that a call's caller reads next: that of part `part` of `parts`.
+LAPIDARY_INLINE void share_bytes(PanelSlice& slice, const std::byte* ahead, int64_t bytes, int64_t part, int64_t parts) {
+  const int64_t lines = (bytes + kGroupBytes - 1) / kGroupBytes;
+  const int64_t first = lines * part / parts, last = lines * (part + 1) / parts;
+  slice.share = last - first;
+  slice.next = reinterpret_cast<const int8_t*>(ahead) + first * kGroupBytes;
+}
 
 // Tokens [t, t + T), vectors [v, v + R) of the unit. `waiting`: their sums, [T][kUnitVectors].
 template <class F, int T, int R>
@@ -112,10 +127,8 @@ LAPIDARY_NOINLINE void slice_tile(const PackedTask& task, const PanelSlice& slic
   const int64_t stride = F::input_bytes(task.k) / static_cast<int64_t>(sizeof(typename F::Number));
   const typename F::Number* x = input_numbers<F>(task, t, slice.group);
   const std::byte* w = slice.operands + v / kVectors * slice.stride;
-  // A tile's share of the next slice: some lines of one panel.
-  const int64_t per_panel = slice.tiles / slice.panels > 0 ? slice.tiles / slice.panels : 1;
-  const int64_t share = v > 0 || slice.tile / per_panel >= slice.panels ? 0 : (slice.groups + per_panel - 1) / per_panel;
-  const int8_t* next = slice.next + slice.tile / per_panel * task.panel_bytes + slice.tile % per_panel * share * kGroupBytes;
+  const int8_t* next = slice.next;
+  const int64_t share = v > 0 ? 0 : slice.share;
   for (int64_t g = 0; g < slice.groups; ++g, x += kInt8Group, w += kOperandBytes<F>) {
     if (g < share) LAPIDARY_PREFETCH(next + g * kGroupBytes);
     typename F::Sum weights[R];
@@ -176,13 +189,14 @@ void multiply_panels(const PackedTask& task, int64_t p0, int64_t p1, float* scra
   typename F::Sum* waiting = reinterpret_cast<typename F::Sum*>(scratch);
   std::byte* widened = reinterpret_cast<std::byte*>(waiting + task.tokens * kUnitVectors<F>);
   const int64_t tiles = (task.tokens + F::kTileTokens - 1) / F::kTileTokens, least = task.tokens / tiles, larger = task.tokens % tiles;
+  const int64_t units = (p1 - p0 + F::kUnitPanels - 1) / F::kUnitPanels, slices = (groups + most - 1) / most;
+  int64_t part = 0;  // of all tiles of the call
   for (int64_t p = p0; p < p1; p += F::kUnitPanels) {
     const int64_t panels = p1 - p < F::kUnitPanels ? p1 - p : F::kUnitPanels;
     for (int64_t group = 0; group == 0 || group < groups; group += most) {
       PanelSlice slice{p, panels, group, groups - group < most ? groups - group : most, group == 0, group + most >= groups};
       const int8_t* numbers = numbers_of(task, p) + group * kGroupBytes;
-      slice.next = slice.is_last ? numbers_of(task, p + panels) : numbers + slice.groups * kGroupBytes;
-      slice.tiles = tiles;
+      const int8_t* following = slice.is_last ? numbers_of(task, p + panels) : numbers + slice.groups * kGroupBytes;
       slice.operands = reinterpret_cast<const std::byte*>(numbers), slice.stride = task.panel_bytes;
       if constexpr (F::kWidens) {
         slice.operands = widened, slice.stride = slice.groups * kOperandBytes<F>;
@@ -196,7 +210,11 @@ void multiply_panels(const PackedTask& task, int64_t p0, int64_t p1, float* scra
       }
       for (int64_t tile = 0, t = 0; tile < tiles; ++tile) {
         const int64_t tokens = least + (tile < larger);
-        slice.tile = tile;
+        if (task.ahead) {
+          share_bytes(slice, task.ahead, task.ahead_bytes, part++, units * slices * tiles);
+        } else {
+          share_slice(slice, following, task.panel_bytes, tile, tiles);
+        }
         slice_vectors<F>(task, slice, t, tokens, waiting + t * kUnitVectors<F>);
         t += tokens;
       }

@@ -48,6 +48,9 @@ LAPIDARY_INLINE W merge(W a, W b, uint32_t mask) {
   const W kept = keep(b, mask);
   return {_mm256_or_si256(a.lo, kept.lo), _mm256_or_si256(a.hi, kept.hi)};
 }
+LAPIDARY_INLINE W choose(W a, W b, uint32_t mask) { return merge(keep(b, ~mask), a, mask); }
+constexpr bool kLooksUp = false;
+LAPIDARY_INLINE V look_up(V table, W) { return table; }
 template <int kBits>
 LAPIDARY_INLINE W shift(W a) {
   if constexpr (kBits == 0) {

@@ -31,6 +31,9 @@ LAPIDARY_INLINE W widen_u8(const void* p) { return {_mm512_cvtepu8_epi32(_mm_loa
 LAPIDARY_INLINE W widen_i8(const void* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)))}; }
 LAPIDARY_INLINE W keep(W a, uint32_t mask) { return {_mm512_and_si512(a.v, set_words(mask).v)}; }
 LAPIDARY_INLINE W merge(W a, W b, uint32_t mask) { return {_mm512_ternarylogic_epi32(a.v, b.v, set_words(mask).v, 0xf8)}; }
+LAPIDARY_INLINE W choose(W a, W b, uint32_t mask) { return {_mm512_ternarylogic_epi32(set_words(mask).v, a.v, b.v, 0xca)}; }
+constexpr bool kLooksUp = true;
+LAPIDARY_INLINE V look_up(V table, W a) { return {_mm512_permutexvar_ps(a.v, table.v)}; }
 template <int kBits>
 LAPIDARY_INLINE W shift(W a) {
   if constexpr (kBits == 0) {

@@ -52,6 +52,12 @@ LAPIDARY_INLINE W merge(const W& a, const W& b, uint32_t mask) {
   const uint32x4_t kept = vdupq_n_u32(mask);
   return each_quad_word([&](int i) { return vorrq_u32(a.q[i], vandq_u32(b.q[i], kept)); });
 }
+LAPIDARY_INLINE W choose(const W& a, const W& b, uint32_t mask) {
+  const uint32x4_t kept = vdupq_n_u32(mask);
+  return each_quad_word([&](int i) { return vbslq_u32(kept, a.q[i], b.q[i]); });
+}
+constexpr bool kLooksUp = false;
+LAPIDARY_INLINE V look_up(const V& table, const W&) { return table; }
 template <int kBits>
 LAPIDARY_INLINE W shift(const W& a) {
   if constexpr (kBits == 0) {

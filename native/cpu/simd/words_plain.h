@@ -50,6 +50,10 @@ LAPIDARY_INLINE W keep(const W& a, uint32_t mask) {
 LAPIDARY_INLINE W merge(const W& a, const W& b, uint32_t mask) {
   return each_word([&](int i) { return a.l[i] | (b.l[i] & mask); });
 }
+// Bits of a in the mask, of b elsewhere.
+LAPIDARY_INLINE W choose(const W& a, const W& b, uint32_t mask) {
+  return each_word([&](int i) { return (a.l[i] & mask) | (b.l[i] & ~mask); });
+}
 // To the right, to the left where negative.
 template <int kBits>
 LAPIDARY_INLINE W shift(const W& a) {
@@ -92,6 +96,9 @@ LAPIDARY_INLINE void widen_f16_columns(const V& v, V& first, V& second) {
   first = load_f16(words);
   second = load_f16(words + 8);
 }
+// Whether this set finds the lane of `table` that the low four bits of each word name faster than it computes what stands there.
+constexpr bool kLooksUp = false;
+LAPIDARY_INLINE V look_up(const V& table, const W&) { return table; }
 // The same bits.
 LAPIDARY_INLINE V as_f32(const W& a) { return load(a.l); }
 LAPIDARY_INLINE W as_words(const V& a) {

@@ -133,8 +133,9 @@ TEST("packed blocks int8: more tokens than share a panel, and columns of several
 TEST("packed blocks int8: rows of a step go by their own span, whatever else is in it") {
   const int64_t hidden = 256, ffn = 512;
   const Owned q = weights(DType::q4_k, 96, hidden, 1), k = weights(DType::q4_k, 32, hidden, 2), v = weights(DType::q6_k, 32, hidden, 3),
-              o = weights(DType::q5_0, hidden, 96, 4), gate = weights(DType::q4_0, ffn, hidden, 5), up = weights(DType::q4_0, ffn, hidden, 6),
-              down = weights(DType::q8_0, hidden, ffn, 7), norm_weight = activations(DType::f32, {hidden}, 8);
+              o = weights(DType::q5_0, hidden, 96, 4), gate = weights(DType::q4_0, ffn, hidden, 5),
+              up = weights(DType::q4_0, ffn, hidden, 6), down = weights(DType::q8_0, hidden, ffn, 7),
+              norm_weight = activations(DType::f32, {hidden}, 8);
   const Norm norm{norm_weight.t};
   const std::vector<std::vector<int64_t>> steps = {{1, 1, 40, 31, 32, 1}, {33}, {32, 32}, {1, 1, 1}, {31, 1}, {7, 64, 7}};
   for (NamedBackend& b : all_backends()) {
@@ -176,7 +177,8 @@ TEST("packed blocks int8: rows of a step go by their own span, whatever else is 
       for (size_t s = 0; s < spans.size(); first += spans[s++]) {
         Owned own(DType::f32, {spans[s], hidden});
         std::memcpy(own.t.data, x.t.rows(first, spans[s]).data, static_cast<size_t>(own.t.bytes()));
-        CHECK_MSG(run(own, {spans[s]})[0] == together[s], b.label << ": span " << s << " of " << spans.size() << ", " << spans[s] << " rows");
+        CHECK_MSG(run(own, {spans[s]})[0] == together[s],
+                  b.label << ": span " << s << " of " << spans.size() << ", " << spans[s] << " rows");
       }
     }
   }
