@@ -63,6 +63,7 @@ struct PackedKernel {
   // Panels [p0, p1), all tokens. Scratch: scratch_floats(tokens, k).
   void (*multiply)(const PackedTask& task, int64_t p0, int64_t p1, float* scratch);
   size_t (*scratch_floats)(int64_t tokens, int64_t k);
+  int64_t single_tokens = 0;  // up to so many tokens, panels pass one by one: work may be cut anywhere
 };
 
 // A table's packed kernels: the first that fits is taken.

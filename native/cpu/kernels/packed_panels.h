@@ -112,12 +112,16 @@ LAPIDARY_NOINLINE void slice_tile(const PackedTask& task, const PanelSlice& slic
   const int64_t stride = F::input_bytes(task.k) / static_cast<int64_t>(sizeof(typename F::Number));
   const typename F::Number* x = input_numbers<F>(task, t, slice.group);
   const std::byte* w = slice.operands + v / kVectors * slice.stride;
-  // A tile's share of the next slice: some lines of one panel.
-  const int64_t per_panel = slice.tiles / slice.panels > 0 ? slice.tiles / slice.panels : 1;
-  const int64_t share = v > 0 || slice.tile / per_panel >= slice.panels ? 0 : (slice.groups + per_panel - 1) / per_panel;
-  const int8_t* next = slice.next + slice.tile / per_panel * task.panel_bytes + slice.tile % per_panel * share * kGroupBytes;
+  // A tile's share of the next slice, line by line, panel after panel; some lines at every group.
+  const int64_t lines = slice.panels * slice.groups, first = slice.tile * lines / slice.tiles;
+  int64_t share = v > 0 ? 0 : (slice.tile + 1) * lines / slice.tiles - first, line = first % slice.groups;
+  const int64_t at_once = (share + slice.groups - 1) / slice.groups;
+  const int8_t* next = slice.next + first / slice.groups * task.panel_bytes + line * kGroupBytes;
   for (int64_t g = 0; g < slice.groups; ++g, x += kInt8Group, w += kOperandBytes<F>) {
-    if (g < share) LAPIDARY_PREFETCH(next + g * kGroupBytes);
+    for (int64_t i = 0; i < at_once && share > 0; ++i, --share, next += kGroupBytes) {
+      LAPIDARY_PREFETCH(next);
+      if (++line == slice.groups) line = 0, next += task.panel_bytes - slice.groups * kGroupBytes;
+    }
     typename F::Sum weights[R];
     LAPIDARY_UNROLL for (int r = 0; r < R; ++r) {
       const std::byte* panel = w + r / kVectors * slice.stride;
