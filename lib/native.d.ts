@@ -357,6 +357,8 @@ export interface NativeAddon {
   kvCache(device: string, dtype: string, kvHeads: number, headDim: number): Promise<NativeKvCache>
   /** One operation by name; what tensors, numbers and ids mean is that operation's. */
   op(name: string, device: string, tensors: Array<NativeTensor | null>, cache: NativeKvCache | null, numbers: number[], ids: Int32Array, dtype: string): Promise<NativeTensor[]>
+  /** The seconds of each of `calls` calls, the inputs taken in turn. */
+  timeOp(name: string, device: string, inputs: NativeTensor[][], numbers: number[], calls: number): Promise<number[]>
   sampleOp(logits: NativeTensor, settings: NativeSampling[], seeds: bigint[], counter: number): Promise<Int32Array>
   version(): string
   devices(): NativeDevice[]

@@ -19,6 +19,7 @@ export function* cases(session) {
         bytes: m * k + n * k + 4 * (m + n) + 4 * m * n,
         compute: 'int8',
         working: n * k,
+        product: 'gemmInt8',
         async prepare(copies) {
           host ??= { w: weight('i8', n, k, 1), s: scales(n, 2) }
           const x = int8s(m * k, 3), s = scales(m, 4)
@@ -30,6 +31,7 @@ export function* cases(session) {
           const call = async (i) => [await gemmInt8(...sets[i])]
           return {
             call,
+            inputs: sets,
             dispose: sets.dispose,
             async check() {
               const [y] = await call(0), got = await y.toArray()

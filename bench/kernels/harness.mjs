@@ -5,15 +5,17 @@
 //   operations  multiplications and additions, two for a fused one
 //   bytes       that must cross memory at least once: every input and output, once
 //   compute     the peak that bounds the operations: 'f32', 'bf16' or 'int8'
+//   product     'linear' or 'gemmInt8': what timeProducts is to time; else absent
 //   working     bytes of what `prepare` makes one copy of; default: bytes
 //   prepare(n)  makes n copies of the inputs: { call(i) → what to dispose of, check() throws when a result is wrong, dispose() }
+//               and, for products, inputs: what timeProducts takes, so that on cpu samples are taken in one native call
 //
 // Timing: a sample is one call as JavaScript sees it: the hop to another thread and back, the allocation of the result and, on cuda, the launch
-// and the wait for the device. Calls go round the copies, together twice the last-level cache, so inputs come from memory as they do in a model.
+// and the wait for the device; or, of products on cpu, the call itself. Calls go round the copies, together twice the last-level cache, so inputs come from memory as they do in a model.
 import os from 'node:os'
 import { createRequire } from 'node:module'
 import { Bench } from 'tinybench'
-import { devices, peaks, synchronize, Tensor } from 'lapidary/ops'
+import { devices, peaks, synchronize, Tensor, timeProducts } from 'lapidary/ops'
 
 const { version } = createRequire(import.meta.url)('lapidary/package.json')
 
@@ -21,6 +23,7 @@ const { version } = createRequire(import.meta.url)('lapidary/package.json')
 const usualCacheBytes = 32 * 2 ** 20
 // Beyond this, small inputs stay partly in the cache rather than filling the run with copies of them.
 const mostCopies = 64
+const mostProductCopies = 512
 
 const quantile = (sorted, q) => sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))]
 const scaled = (value, unit) => (value >= 1e12 ? `${(value / 1e12).toFixed(2)} T${unit}` : `${(value / 1e9).toFixed(1)} G${unit}`)
@@ -87,14 +90,28 @@ export class Session {
       return []
     }, 1)
     this.#facts.emptyCallSeconds = empty.median
-    console.log(`a call that computes nothing takes about ${duration(empty.median)}; every time below includes that${this.device === 'cuda' ? ', and launch overhead: bench/gpu times the kernels alone' : ''}`)
+    console.log(`a call that computes nothing takes about ${duration(empty.median)}; every time below includes that${this.device === 'cpu' ? ' but those of products' : ''}${this.device === 'cuda' ? ', and launch overhead: bench/gpu times the kernels alone' : ''}`)
     if (loadBefore > 0.5) console.log(`warning: other work is running (load average ${loadBefore.toFixed(1)} before the start): times are too long, and the roofline may be too low`)
   }
 
   /** How many copies of inputs of so many bytes keep the caches cold. */
-  #copies(bytes) {
+  #copies({ working, bytes, product }) {
     const cache = this.#peaks?.cacheBytes ?? usualCacheBytes
-    return Math.min(Math.max(Math.ceil((2 * cache) / bytes), 1), mostCopies)
+    return Math.min(Math.max(Math.ceil((2 * cache) / (working ?? bytes)), 1), product && this.device !== 'cuda' ? mostProductCopies : mostCopies)
+  }
+
+  /** Round after round of the copies. */
+  async #timeProduct(product, inputs) {
+    const most = this.quick ? 0.05 : 1, least = this.quick ? 3 : 7, samples = []
+    await timeProducts(product, inputs, 1)
+    let total = 0
+    while (total < most || samples.length < least) {
+      const round = await timeProducts(product, inputs, inputs.length)
+      samples.push(...round)
+      total += round.reduce((sum, seconds) => sum + seconds, 0)
+    }
+    samples.sort((a, b) => a - b)
+    return { median: quantile(samples, 0.5), low: quantile(samples, 0.1), high: quantile(samples, 0.9), samples: samples.length }
   }
 
   async #time(call, copies) {
@@ -150,7 +167,7 @@ export class Session {
   }
 
   async #run(c) {
-    const copies = this.#copies(c.working ?? c.bytes)
+    const copies = this.#copies(c)
     let prepared
     try {
       prepared = await c.prepare(copies)
@@ -160,7 +177,8 @@ export class Session {
       return error.code === 'unsupported' ? { skipped: error.message } : { wrong: error.message }
     }
     try {
-      const seconds = await this.#time(prepared.call, copies)
+      const native = c.product && this.device !== 'cuda'
+      const seconds = native ? await this.#timeProduct(c.product, prepared.inputs) : await this.#time(prepared.call, copies)
       const bound = this.#bound(c)
       if (!bound) return { copies, seconds }
       const share = (least) => least / seconds.median

@@ -25,6 +25,7 @@ export function* cases(session) {
           bytes: m * k * (xType === 'f32' ? 4 : 2) + n * rowBytes + (dtype === 'i8' ? 4 * n : 0) + 4 * m * n,
           compute: dtype === 'i8' ? 'int8' : dtype === 'f32' ? 'f32' : session.halfUnit,
           working: n * rowBytes,
+          product: 'linear',
           async prepare(copies) {
             host ??= { w: weight(dtype, n, k, 1), s: dtype === 'i8' ? scales(n, 2) : null }
             const data = numbers(m * k, 3)
@@ -38,6 +39,7 @@ export function* cases(session) {
             }
             return {
               call,
+              inputs: sets.map((set) => set.filter(Boolean)),
               dispose: sets.dispose,
               async check() {
                 const [y] = await call(0), got = await y.toArray()

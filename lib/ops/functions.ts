@@ -85,6 +85,22 @@ export async function gemmInt8(a: Tensor, aScales: Tensor, b: Tensor, bScales: T
 }
 
 /**
+ * The seconds of each of `calls` products on the processor, one after another without a trip to JavaScript, as a model has them: the inputs are taken in
+ * turn, and all results go to the same memory. An input is what the product takes: for 'linear' x, the weight and an i8 weight's scales, x being
+ * quantised row by row; for 'gemmInt8' a, aScales, b and bScales.
+ */
+export async function timeProducts(product: 'linear' | 'gemmInt8', inputs: ReadonlyArray<readonly Tensor[]>, calls: number): Promise<number[]> {
+  const site = callSite(timeProducts)
+  choice('linear', 'gemmInt8')(product, 'timeProducts: product')
+  integer(1)(calls, 'timeProducts: calls')
+  if (!Array.isArray(inputs) || !inputs.every(Array.isArray)) throw invalid(`timeProducts: inputs must be arrays of tensors, received ${describe(inputs)}`)
+  const handles = inputs.map((list, i) => list.map((t, j) => tensor(t, `timeProducts: inputs[${i}][${j}]`).handle))
+  const device = inputs[0]?.[0]?.device ?? 'cpu'
+  if (device === 'cuda') throw invalid("timeProducts: on 'cuda' a product is only queued: time it with synchronize()")
+  return inOrder(device, () => awaitNative(site, () => native().timeOp(product, device, handles, product === 'linear' ? [0] : [], calls)))
+}
+
+/**
  * The weight [out, in] in the form that a model's weights have on its device, for products with it again and again: laid out once, here, rather than
  * in every product. int8 products have the same bits; those of other types are summed in a model's order rather than in that of plain rows. A tensor of
  * its own, about as large as the weight; where a device or a type has no such form ('cuda', 'reference', f32), it shares the weight's memory.

@@ -2,7 +2,7 @@
 
 export { KvCache, Tensor } from './tensor.js'
 export type { DType, KvCacheOptions, TensorData, TensorOptions } from './tensor.js'
-export { add, attention, embed, geglu, gemmInt8, linear, pack, quantizeRows, rmsNorm, rope, sample, softCap, synchronize } from './functions.js'
+export { add, attention, embed, geglu, gemmInt8, linear, pack, quantizeRows, rmsNorm, rope, sample, softCap, synchronize, timeProducts } from './functions.js'
 export type { AttentionOptions, LinearOptions, RmsNormOptions } from './functions.js'
 export { peaks } from './peaks.js'
 export type { Peaks, PeaksOptions } from './peaks.js'

@@ -18,6 +18,7 @@ napi_value write_tensors(const Napi::CallbackInfo& info);
 napi_value create_tensor(const Napi::CallbackInfo& info);
 napi_value create_kv_cache(const Napi::CallbackInfo& info);
 napi_value run_op(const Napi::CallbackInfo& info);
+napi_value time_op(const Napi::CallbackInfo& info);
 napi_value sample_op(const Napi::CallbackInfo& info);
 
 }  // namespace lapidary::addon

@@ -32,6 +32,7 @@ napi_value initialize(napi_env env, napi_value exports) {
         {"tensor", call<create_tensor>},
         {"kvCache", call<create_kv_cache>},
         {"op", call<run_op>},
+        {"timeOp", call<time_op>},
         {"sampleOp", call<sample_op>},
     };
     for (const auto& [name, function] : functions) {

@@ -1,6 +1,7 @@
 // op(name, tensors, numbers, ids, dtype): one operation of the backends, by name, off the JavaScript thread. Shapes are checked here, since
 // backends trust theirs.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <functional>
 #include <map>
@@ -14,6 +15,8 @@ namespace lapidary::addon {
 
 namespace {
 
+using Results = std::vector<OpsTensorPtr>;
+
 // What one call brought; null where an optional tensor is absent.
 struct OpCall {
   std::string name;
@@ -23,6 +26,7 @@ struct OpCall {
   std::vector<int32_t> ids;
   DType dtype = DType::f32;  // of the result
   std::shared_ptr<OpsDevice> device;
+  OpsTensorPtr memory;  // taken for the result where it fits; null: the result is new
 
   Backend& backend() const { return *device->backend; }
   bool has(size_t i) const { return i < tensors.size() && tensors[i]; }
@@ -51,7 +55,10 @@ struct OpCall {
            t.shape_text());
     return t;
   }
-  std::shared_ptr<OpsTensor> result(DType type, const std::vector<int64_t>& shape) const { return make_ops_tensor(device, type, shape); }
+  std::shared_ptr<OpsTensor> result(DType type, const std::vector<int64_t>& shape) const {
+    const bool fits = memory && memory->t.dtype == type && std::equal(shape.begin(), shape.end(), memory->t.shape, memory->t.shape + memory->t.rank);
+    return fits ? std::make_shared<OpsTensor>(*memory) : make_ops_tensor(device, type, shape);
+  }
   std::shared_ptr<OpsTensor> result_like(const Tensor& t, DType type) const { return result(type, {t.shape, t.shape + t.rank}); }
   DType act() const {
     expect(dtype == DType::f32 || dtype == DType::bf16, ErrorCode::invalid_argument, name, ": the result is f32 or bf16, not ",
@@ -59,8 +66,6 @@ struct OpCall {
     return dtype;
   }
 };
-
-using Results = std::vector<OpsTensorPtr>;
 
 // A tensor seen as a matrix of its last dimension.
 Tensor as_rows(const Tensor& t) {
@@ -267,20 +272,33 @@ const std::map<std::string, Results (*)(const OpCall&)>& table() {
 
 }  // namespace
 
+namespace {
+
+auto find_op(const std::string& name) {
+  const auto found = table().find(name);
+  expect(found != table().end(), ErrorCode::invalid_argument, "there is no operation '", name, "'");
+  return found->second;
+}
+
+std::vector<OpsTensorPtr> to_tensors(Napi::Value value, const std::string& op, const std::string& kind) {
+  std::vector<OpsTensorPtr> result;
+  const Napi::Array tensors = to_array(value, "tensors");
+  for (uint32_t i = 0; i < tensors.Length(); ++i) {
+    result.push_back(to_ops_tensor(tensors.Get(i), op));
+    expect(!result.back() || result.back()->device->kind == kind, ErrorCode::invalid_argument, op,
+           ": all tensors must be on one device, got '", kind, "' and '", result.back() ? result.back()->device->kind : kind, "'");
+  }
+  return result;
+}
+
+}  // namespace
+
 // op(name, device, tensors, cache | null, numbers, ids, dtype): Promise<NativeTensor[]>
 napi_value run_op(const Napi::CallbackInfo& info) {
   OpCall call;
   call.name = to_text(info[0], "name");
-  const auto found = table().find(call.name);
-  expect(found != table().end(), ErrorCode::invalid_argument, "there is no operation '", call.name, "'");
   const std::string kind = to_text(info[1], "device");
-  const Napi::Array tensors = to_array(info[2], "tensors");
-  for (uint32_t i = 0; i < tensors.Length(); ++i) {
-    call.tensors.push_back(to_ops_tensor(tensors.Get(i), call.name));
-    expect(!call.tensors.back() || call.tensors.back()->device->kind == kind, ErrorCode::invalid_argument, call.name,
-           ": all tensors must be on one device, got '", kind, "' and '", call.tensors.back() ? call.tensors.back()->device->kind : kind,
-           "'");
-  }
+  call.tensors = to_tensors(info[2], call.name, kind);
   if (!info[3].IsNull() && !info[3].IsUndefined()) call.cache = to_handle<KvCacheObject>(info.Env(), info[3], "cache").get();
   expect(!call.cache || call.cache->device->kind == kind, ErrorCode::invalid_argument, call.name,
          ": the cache must be on the tensors' device");
@@ -289,7 +307,7 @@ napi_value run_op(const Napi::CallbackInfo& info) {
   call.ids = to_int32s(info[5], "ids");
   call.dtype = to_dtype(to_text(info[6], "dtype"), call.name);
 
-  auto work = [call = std::move(call), op = found->second, kind]() mutable {
+  auto work = [op = find_op(call.name), call = std::move(call), kind]() mutable {
     call.device = OpsDevice::open(kind);
     const std::lock_guard lock(call.device->mutex);
     return op(call);
@@ -301,6 +319,42 @@ napi_value run_op(const Napi::CallbackInfo& info) {
     return out;
   };
   return promise_work(info.Env(), "lapidary op", std::move(work), std::move(wrap));
+}
+
+// timeOp(name, device, inputs: tensors[], numbers, calls): Promise<number[]>: the seconds of each call, the inputs taken in turn.
+napi_value time_op(const Napi::CallbackInfo& info) {
+  const std::string name = to_text(info[0], "name"), kind = to_text(info[1], "device");
+  const Napi::Array inputs = to_array(info[2], "inputs"), numbers = to_array(info[3], "numbers");
+  const int64_t count = to_integer(info[4], "calls", 1, kMaxSafeInteger);
+  expect(inputs.Length() > 0, ErrorCode::invalid_argument, name, ": there are no inputs to time it on");
+  std::vector<OpCall> calls(inputs.Length());
+  for (uint32_t i = 0; i < inputs.Length(); ++i) {
+    calls[i].name = name;
+    calls[i].tensors = to_tensors(inputs.Get(i), name, kind);
+    for (uint32_t j = 0; j < numbers.Length(); ++j) calls[i].numbers.push_back(to_number(numbers.Get(j), "numbers"));
+  }
+  auto work = [op = find_op(name), calls = std::move(calls), kind, count]() mutable {
+    using Clock = std::chrono::steady_clock;
+    const std::shared_ptr<OpsDevice> device = OpsDevice::open(kind);
+    const std::lock_guard lock(device->mutex);
+    std::vector<double> seconds;
+    OpsTensorPtr memory;
+    for (int64_t i = -1; i < count; ++i) {  // the first one makes the result's memory
+      OpCall& call = calls[static_cast<size_t>(std::max<int64_t>(i, 0)) % calls.size()];
+      call.device = device;
+      call.memory = memory;
+      const Clock::time_point start = Clock::now();
+      memory = op(call).at(0);
+      if (i >= 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+    }
+    return seconds;
+  };
+  auto wrap = [](Napi::Env env, std::vector<double> seconds) -> napi_value {
+    const Napi::Array out = Napi::Array::New(env, seconds.size());
+    for (size_t i = 0; i < seconds.size(); ++i) out.Set(static_cast<uint32_t>(i), seconds[i]);
+    return out;
+  };
+  return promise_work(info.Env(), "lapidary timed op", std::move(work), std::move(wrap));
 }
 
 // sampleOp(logits, settings[], seeds: bigint[], counter): Promise<Int32Array>: one token per row.

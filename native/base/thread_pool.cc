@@ -92,14 +92,14 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::run(int64_t n, int64_t grain, RangeFn fn, const void* context) {
-  if (n <= 0) return;
-  grain = std::max<int64_t>(grain, 1);
-  if (n <= grain || workers_.empty() || in_use_.test_and_set(std::memory_order_acquire)) {
-    for (int64_t begin = 0; begin < n; begin += grain) fn(context, begin, std::min(begin + grain, n));
+void ThreadPool::run(Loop loop) {
+  if (loop.n <= 0) return;
+  loop.grain = std::max<int64_t>(loop.grain, 1);
+  if (loop.n <= loop.grain || workers_.empty() || in_use_.test_and_set(std::memory_order_acquire)) {
+    for (int64_t begin = 0; begin < loop.n; begin += loop.grain) loop.fn(loop.context, begin, std::min(begin + loop.grain, loop.n));
     return;
   }
-  loop_ = {fn, context, n, grain};
+  loop_ = loop;
   next_.store(0, std::memory_order_relaxed);
   const uint64_t number = loop_number(state_.load(std::memory_order_relaxed)) + 1;
   state_.store((number << 32) | kOpen);
@@ -118,13 +118,27 @@ void ThreadPool::run(int64_t n, int64_t grain, RangeFn fn, const void* context) 
   if (error) std::rethrow_exception(error);
 }
 
+ThreadPool::Range ThreadPool::take(const Loop& loop) {
+  if (!loop.shrinking) {
+    const int64_t begin = next_.fetch_add(loop.grain, std::memory_order_relaxed);
+    return {begin, std::min(begin + loop.grain, loop.n)};
+  }
+  // Half of an even share of what is left.
+  int64_t begin = next_.load(std::memory_order_relaxed), end = 0;
+  do {
+    if (begin >= loop.n) return {0, 0};
+    end = std::min(begin + std::max((loop.n - begin) / (2 * threads()), loop.grain), loop.n);
+  } while (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+  return {begin, end};
+}
+
 void ThreadPool::work() {
   const Loop loop = loop_;
   for (;;) {
-    const int64_t begin = next_.fetch_add(loop.grain, std::memory_order_relaxed);
-    if (begin >= loop.n) return;
+    const auto [begin, end] = take(loop);
+    if (begin >= end) return;
     try {
-      loop.fn(loop.context, begin, std::min(begin + loop.grain, loop.n));
+      loop.fn(loop.context, begin, end);
     } catch (...) {
       next_.store(loop.n, std::memory_order_relaxed);
       std::lock_guard lock(mutex_);

@@ -30,7 +30,13 @@ class ThreadPool {
   // another thread uses the pool, runs on the calling thread alone: results may not depend on which.
   template <typename Fn>
   void parallel_for(int64_t n, int64_t grain, const Fn& fn) {
-    run(n, grain, [](const void* f, int64_t begin, int64_t end) { (*static_cast<const Fn*>(f))(begin, end); }, &fn);
+    run({call<Fn>, &fn, n, grain, false});
+  }
+
+  // The same in ranges that shrink towards the end, down to `least`: long ones first, and still all threads end together.
+  template <typename Fn>
+  void parallel_shrinking(int64_t n, int64_t least, const Fn& fn) {
+    run({call<Fn>, &fn, n, least, true});
   }
 
  private:
@@ -40,11 +46,22 @@ class ThreadPool {
   struct Loop {
     RangeFn fn = nullptr;
     const void* context = nullptr;
-    int64_t n = 0, grain = 1;
+    int64_t n = 0, grain = 1;  // shrinking: of the shortest range
+    bool shrinking = false;
   };
 
-  void run(int64_t n, int64_t grain, RangeFn fn, const void* context);
+  template <typename Fn>
+  static void call(const void* fn, int64_t begin, int64_t end) {
+    (*static_cast<const Fn*>(fn))(begin, end);
+  }
+
+  struct Range {
+    int64_t begin, end;  // empty: none is left
+  };
+
+  void run(Loop loop);
   void work();  // takes ranges until none is left
+  Range take(const Loop& loop);
   void worker_main();
   bool try_join(uint64_t& seen);  // enters the open loop unless `seen` already was in it
   void leave();

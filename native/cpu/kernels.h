@@ -66,6 +66,7 @@ struct PackedKernel {
   // Panels [p0, p1), all tokens. Scratch: scratch_floats(tokens, k).
   void (*multiply)(const PackedTask& task, int64_t p0, int64_t p1, float* scratch);
   size_t (*scratch_floats)(int64_t tokens, int64_t k);
+  int64_t single_tokens = 0;  // up to so many tokens, panels pass one by one: work may be cut anywhere
   // Blocks beside bf16 inputs: a panel [16, k], of which `rows` rows are there (more count as all), as the int8 panel of numbers that are
   // the rows' values by the int8 rule, scales [rows].
   void (*to_int8)(const std::byte* panel, int64_t k, const float* scales, int64_t rows, std::byte* int8_panel) = nullptr;

@@ -11,6 +11,8 @@ namespace {
 // Tokens of a unit at most: their input stays in the second-level cache while panels pass by.
 constexpr int64_t kUnitTokens = 512, kLeastUnitTokens = 64;
 constexpr int64_t kUnitsPerThread = 4;
+// Numbers of a range at least, for few tokens: a stream takes a while to come up to speed.
+constexpr int64_t kLeastStream = 32 * 1024;
 // Many tokens: units of block kernels, whose inputs are large, are joined up to so many at a time where threads still find enough of them.
 constexpr int64_t kMostJoined = 4;
 
@@ -18,7 +20,9 @@ constexpr int64_t kMostJoined = 4;
 struct Cut {
   int64_t unit_panels, unit_tokens, token_blocks;
 
-  Cut(const PreparedInput& input, int64_t all_panels, int threads) : unit_panels(input.kernel->unit_panels) {
+  // fine: units of one panel where the kernel does not mind, for the balance of threads; not where a unit goes from one weight to another.
+  Cut(const PreparedInput& input, int64_t all_panels, int threads, bool fine)
+      : unit_panels(fine && input.tokens <= input.kernel->single_tokens ? 1 : input.kernel->unit_panels) {
     const int64_t wanted = threads * kUnitsPerThread;
     const bool blocks_of_many = dtype_info(input.kernel->weight).block_elements > 1 && input.tokens >= kLeastUnitTokens;
     if (blocks_of_many) unit_panels *= std::clamp<int64_t>(all_panels / unit_panels / (2 * wanted), 1, kMostJoined);
@@ -45,10 +49,10 @@ struct Cut {
     return u;
   }
 
-  // Units that one thread takes at a time.
-  int64_t grain(int64_t all_units, int64_t k, int threads) const {
-    const int64_t work = unit_panels * kPackedRows * k * unit_tokens / 4;
-    return std::max(all_units / (threads * kUnitsPerThread), kWorthAThread / std::max<int64_t>(work, 1) + 1);
+  // Units that one thread takes at least at a time.
+  int64_t least_units(int64_t k) const {
+    const int64_t numbers = unit_panels * kPackedRows * k, work = numbers * unit_tokens / 4;
+    return std::max(kWorthAThread / std::max<int64_t>(work, 1), token_blocks > 1 ? 0 : kLeastStream / std::max<int64_t>(numbers, 1)) + 1;
   }
 };
 
@@ -157,7 +161,7 @@ void multiply(const Kernels& kernels, ThreadPool& pool, const PreparedInput& inp
   int64_t all_panels = 0, all_units = 0;
   size_t panel_floats = 0;
   for (const auto& [w, out] : projections) all_panels += (w.out() + kPackedRows - 1) / kPackedRows;
-  const Cut cut(input, all_panels, pool.threads());
+  const Cut cut(input, all_panels, pool.threads(), /*fine=*/true);
   for (const auto& [w, out] : projections) {
     expect(out.dtype == DType::f32 && out.elements() == input.tokens * w.out(), ErrorCode::internal, "product: out ", out.shape_text(),
            " for ", input.tokens, " tokens and weight ", w.weight.shape_text());
@@ -168,7 +172,7 @@ void multiply(const Kernels& kernels, ThreadPool& pool, const PreparedInput& inp
     panel_floats = std::max(panel_floats, p.factor.scratch_floats(cut.unit_panels));
   }
   const size_t scratch_floats = panel_floats + input.kernel->scratch_floats(std::min(input.tokens, cut.unit_tokens), input.k);
-  pool.parallel_for(all_units, cut.grain(all_units, input.k, pool.threads()), [&](int64_t begin, int64_t end) {
+  pool.parallel_shrinking(all_units, cut.least_units(input.k), [&](int64_t begin, int64_t end) {
     float* scratch = thread_scratch(ScratchUse::kernel, scratch_floats);
     int64_t first = 0;  // unit of the current product
     for (int i = 0; i < count; first += products[i++].units) {
@@ -187,7 +191,7 @@ void multiply_gated(const Kernels& kernels, ThreadPool& pool, const PreparedInpu
   const int64_t ffn = gate.out(), panels = (ffn + kPackedRows - 1) / kPackedRows;
   expect(up.out() == ffn && out.elements() == input.tokens * ffn && is_act(out), ErrorCode::internal, "gated product: gate ",
          gate.weight.shape_text(), ", up ", up.weight.shape_text(), ", out ", out.shape_text());
-  const Cut cut(input, 2 * panels, pool.threads());
+  const Cut cut(input, 2 * panels, pool.threads(), /*fine=*/false);
   const Factor factors[2] = {Factor(kernels, input, gate), Factor(kernels, input, up)};
   const int64_t width = cut.unit_panels * kPackedRows, most_tokens = std::min(input.tokens, cut.unit_tokens);
   const size_t half_floats = static_cast<size_t>(most_tokens * width);
@@ -195,7 +199,7 @@ void multiply_gated(const Kernels& kernels, ThreadPool& pool, const PreparedInpu
                                std::max(factors[0].scratch_floats(cut.unit_panels), factors[1].scratch_floats(cut.unit_panels));
   const int64_t units = cut.units(panels);
   const bool bf16 = out.dtype == DType::bf16;
-  pool.parallel_for(units, cut.grain(2 * units, input.k, pool.threads()), [&](int64_t begin, int64_t end) {
+  pool.parallel_shrinking(units, cut.least_units(input.k), [&](int64_t begin, int64_t end) {
     float* scratch = thread_scratch(ScratchUse::kernel, 2 * half_floats + kernel_floats);
     float* halves[2] = {scratch, scratch + half_floats};
     for (int64_t u = begin; u < end; ++u) {

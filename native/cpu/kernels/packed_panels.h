@@ -97,22 +97,24 @@ struct PanelSlice {
   bool is_first, is_last;     // of the panels' slices
   const std::byte* operands;  // of the first panel, `stride` bytes from panel to panel
   int64_t stride;
-  // Cache lines that the current tile of tokens asks for: its share of what comes next.
+  // Cache lines that the current tile of tokens asks for, its share of what comes next: `left` of them, then `groups` at a time with
+  // `jump` bytes between.
   const int8_t* next;
-  int64_t share;
+  int64_t share, left, jump;
 };
 
-// The share of tile `tile` of `tiles`, lines of one panel, in the slice that comes after this one, at `numbers` and panel_bytes apart.
+// The share of tile `tile` of `tiles` in the slice that comes after this one, at `numbers`, panel after panel, panel_bytes apart.
 LAPIDARY_INLINE void share_slice(PanelSlice& slice, const int8_t* numbers, int64_t panel_bytes, int64_t tile, int64_t tiles) {
-  const int64_t per_panel = tiles / slice.panels > 0 ? tiles / slice.panels : 1;
-  slice.share = tile / per_panel >= slice.panels ? 0 : (slice.groups + per_panel - 1) / per_panel;
-  slice.next = numbers + tile / per_panel * panel_bytes + tile % per_panel * slice.share * kGroupBytes;
+  const int64_t lines = slice.panels * slice.groups, first = tile * lines / tiles, line = first % slice.groups;
+  slice.share = (tile + 1) * lines / tiles - first;
+  slice.next = numbers + first / slice.groups * panel_bytes + line * kGroupBytes;
+  slice.left = slice.groups - line, slice.jump = panel_bytes - slice.groups * kGroupBytes;
 }
 // Of the `bytes` that a call's caller reads next: that of part `part` of `parts`.
 LAPIDARY_INLINE void share_bytes(PanelSlice& slice, const std::byte* ahead, int64_t bytes, int64_t part, int64_t parts) {
   const int64_t lines = (bytes + kGroupBytes - 1) / kGroupBytes;
   const int64_t first = lines * part / parts, last = lines * (part + 1) / parts;
-  slice.share = last - first;
+  slice.share = slice.left = last - first;
   slice.next = reinterpret_cast<const int8_t*>(ahead) + first * kGroupBytes;
 }
 
@@ -128,9 +130,13 @@ LAPIDARY_NOINLINE void slice_tile(const PackedTask& task, const PanelSlice& slic
   const typename F::Number* x = input_numbers<F>(task, t, slice.group);
   const std::byte* w = slice.operands + v / kVectors * slice.stride;
   const int8_t* next = slice.next;
-  const int64_t share = v > 0 ? 0 : slice.share;
+  int64_t share = v > 0 ? 0 : slice.share, left = slice.left;
+  const int64_t at_once = (share + slice.groups - 1) / slice.groups;
   for (int64_t g = 0; g < slice.groups; ++g, x += kInt8Group, w += kOperandBytes<F>) {
-    if (g < share) LAPIDARY_PREFETCH(next + g * kGroupBytes);
+    for (int64_t i = 0; i < at_once && share > 0; ++i, --share, next += kGroupBytes) {
+      LAPIDARY_PREFETCH(next);
+      if (--left == 0) left = slice.groups, next += slice.jump;
+    }
     typename F::Sum weights[R];
     LAPIDARY_UNROLL for (int r = 0; r < R; ++r) {
       const std::byte* panel = w + r / kVectors * slice.stride;

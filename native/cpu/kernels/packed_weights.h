@@ -57,7 +57,8 @@ constexpr PackedKernel kPackedWeightsKernel = {DType::i8,
                                                packed_weights_prepare,
                                                nullptr,
                                                multiply_panels<WeightsForm>,
-                                               panels_scratch_floats<WeightsForm>};
+                                               panels_scratch_floats<WeightsForm>,
+                                               WeightsForm::kFewTokens};
 
 }  // namespace
 }  // namespace lapidary::cpu

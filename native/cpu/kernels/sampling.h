@@ -81,25 +81,32 @@ void block_units(const float* x, int64_t n, int64_t block, float low, float top,
   }
 }
 
-// Units by bucket (sampling::bucket_of).
+// Units by bucket (sampling::bucket_of): of a piece of the elements first, then added up one by one. Taken in turn, vector by vector, the
+// two ways of work would wait for each other.
 void bucket_units(const float* x, int64_t n, float top, float temperature, float unit, uint64_t* buckets) {
+  constexpr int64_t kPiece = 256;
   const UnitsOf of(top, temperature, unit);
   const V scale = set1(sampling::kBucketScale), last = set1(sampling::kBuckets - 1), magic = set1(kRoundingMagic);
   std::memset(buckets, 0, sampling::kBuckets * sizeof *buckets);
-  for (int64_t i = 0; i < n; i += 16) {
-    const int64_t left = lanes_left(i, n);
-    const V z = of.scaled(load_lanes(x + i, left));
-    float moved[16];
-    uint64_t units[16];
-    uint32_t at[16];
-    store(moved, add(min(mul(z, scale), last), magic));
-    store_whole(units, whole(of.units(z)));
-    std::memcpy(at, moved, sizeof at);
-    if (left == 16) {
-      LAPIDARY_UNROLL for (int l = 0; l < 16; ++l) buckets[at[l] - kRoundingMagicBits] += units[l];
-    } else {
-      for (int64_t l = 0; l < left; ++l) buckets[at[l] - kRoundingMagicBits] += units[l];
+  alignas(64) float moved[kPiece];
+  alignas(64) uint64_t units[kPiece];
+  for (int64_t i = 0; i < n; i += kPiece) {
+    const int64_t piece = n - i < kPiece ? n - i : kPiece;
+    for (int64_t j = 0; j < piece; j += 16) {
+      const V z = of.scaled(load_lanes(x + i + j, lanes_left(j, piece)));
+      store(moved + j, add(min(mul(z, scale), last), magic));
+      store_whole(units + j, whole(of.units(z)));
     }
+    const auto add_units = [&](int64_t j) {
+      uint32_t at;
+      std::memcpy(&at, moved + j, sizeof at);
+      buckets[at - kRoundingMagicBits] += units[j];
+    };
+    int64_t j = 0;
+    for (; j + 8 <= piece; j += 8) {
+      LAPIDARY_UNROLL for (int l = 0; l < 8; ++l) add_units(j + l);
+    }
+    for (; j < piece; ++j) add_units(j);
   }
 }
 

@@ -1,8 +1,10 @@
 // The pool: every index once, exceptions carried over, nested and concurrent calls, sleep and wake, shared ownership.
 #include "base/thread_pool.h"
 
+#include <algorithm>
 #include <chrono>
 #include <ctime>
+#include <mutex>
 #include <numeric>
 
 #include "check.h"
@@ -37,6 +39,38 @@ TEST("thread_pool: every index once, at awkward sizes") {
       for (int64_t grain : {0, 1, 3, 64, 5000}) CHECK(all_once(visits(pool, n, grain)));
     }
   }
+}
+
+TEST("thread_pool: shrinking ranges cover every index once, none shorter than asked for but the last") {
+  for (int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    for (int64_t n : {0, 1, 2, 7, 64, 1000}) {
+      for (int64_t least : {0, 1, 3, 64, 5000}) {
+        std::vector<int> seen(static_cast<size_t>(n), 0);
+        std::atomic<int> shorter{0};
+        pool.parallel_shrinking(n, least, [&](int64_t begin, int64_t end) {
+          if (end - begin < least && end < n) ++shorter;
+          for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
+        });
+        CHECK(all_once(seen));
+        CHECK(shorter == 0);
+      }
+    }
+  }
+}
+
+TEST("thread_pool: shrinking ranges begin long and end short") {
+  ThreadPool pool(2);
+  std::mutex mutex;
+  std::vector<std::pair<int64_t, int64_t>> ranges;
+  pool.parallel_shrinking(1000, 10, [&](int64_t begin, int64_t end) {
+    const std::lock_guard lock(mutex);
+    ranges.push_back({begin, end - begin});
+  });
+  std::sort(ranges.begin(), ranges.end());
+  CHECK(ranges.front().second == 250);
+  for (size_t i = 1; i < ranges.size(); ++i) CHECK(ranges[i].second <= ranges[i - 1].second);
+  CHECK(ranges.back().second <= 10);
 }
 
 TEST("thread_pool: many small loops in a row") {
