@@ -85,9 +85,8 @@ void blocks_to_int8(const std::byte* panel, int64_t k, const float* scales, int6
 }
 
 template <class Form>
-constexpr PackedKernel kBlocksKernel = {
-    Form::kType,    DType::bf16,         2, blocks_input_bytes<Form>, blocks_prepare<Form>, nullptr, blocks_multiply<Form>,
-    blocks_scratch, blocks_to_int8<Form>};
+constexpr PackedKernel kBlocksKernel = {Form::kType,           DType::bf16,    2, blocks_input_bytes<Form>, blocks_prepare<Form>, nullptr,
+                                        blocks_multiply<Form>, blocks_scratch, 0, blocks_to_int8<Form>};
 
 // The entries of a list of packed kernels that kernel<Form> has for the block types.
 #define LAPIDARY_BLOCK_KERNELS(kernel)                                                                                                 \
