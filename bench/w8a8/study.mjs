@@ -56,7 +56,7 @@ export async function study(folder, { train, heldOut }, { window, search, tune, 
       for (const [name, prefix] of Object.entries(prefixes)) {
         const same = Object.keys(cells[row] ?? {}).find((other) => identity(other) === identity(name))
         if (same) {
-          for (const part of [cells[row], positions[row], costs[row], row === 'static' ? sites : undefined]) if (part?.[same]) part[name] = part[same]
+          for (const part of [cells[row], positions[row], row === 'static' ? sites : undefined]) if (part?.[same]) part[name] = part[same]
           continue
         }
         say(`${row}, ${name}`)

@@ -1,5 +1,5 @@
-// Texts of another small artificial language, in which the beginning of a text is unlike the rest: the first word is any, likely or not, and
-// the second follows from it without doubt. From there on a word is one of the former's followers, or, more often, any by Zipf's law.
+// Texts of another small artificial language, in which the beginning of a text is unlike the rest: the first word is any, likely or not,
+// and the second follows from it without doubt. From there on a word is one of the former's followers, or, more often, any by Zipf's law.
 #pragma once
 
 #include <array>
