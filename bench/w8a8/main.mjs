@@ -1,10 +1,10 @@
 // What int8 inputs cost with one scale per place, and what a prefix wins back:
 //
-//   npm run bench:w8a8 -- [--models spiky,spiky-english,tiny] [--part quality|speed] [--json FILE]
+//   npm run bench:w8a8 -- [--models spiky,spiky-english,natural,tiny] [--part quality|speed] [--json FILE]
 //
 // Tables for each model: perplexity of unseen text (mean KL to the unquantised model in 1e-3 nats), schemes by prefixes, the bars, then what each
 // scheme costs to run. All of it is kept as bench/results/w8a8.json unless --json names another place. `--part` does one of both and leaves the rest
-// of the file as it is: speeds want a machine with nothing else to do, and a prefix that was found before. Ends with code 1 when a constructed model
+// of the file as it is: speeds want a machine with nothing else to do, and a prefix that was found before. Ends with code 1 when a model other than `tiny`
 // misses a bar.
 import fs from 'node:fs'
 import os from 'node:os'
@@ -87,7 +87,7 @@ async function main() {
     fs.writeFileSync(file, `${JSON.stringify({ models: report.models }, null, 1)}\n`)
   }
   console.log(`\nwritten: ${path.relative(process.cwd(), file)}`)
-  const missed = names.some((name) => name.startsWith('spiky') && report.models[name].bars.some(({ ok }) => ok === false))
+  const missed = names.some((name) => name !== 'tiny' && report.models[name].bars.some(({ ok }) => ok === false))
   if (missed) process.exitCode = 1
 }
 

@@ -1,4 +1,4 @@
-// The models that the table is about, and their texts. Two have token-wise outliers by construction (train_outliers.cc), one is as training left it.
+// The models that the table is about, and their texts. Two have token-wise outliers by construction (train_outliers.cc), two are as training left them.
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import fs from 'node:fs'
@@ -20,7 +20,7 @@ export const models = {
     title: 'constructed, trained from nothing (test/golden/gemma3-spiky)',
     gap: 0.95,
     folder: () => path.join(goldens, 'gemma3-spiky'),
-    texts: async (folder) => JSON.parse(fs.readFileSync(path.join(folder, 'texts.json'), 'utf8')),
+    texts: ownTexts,
     options: {
       window: 127,
       search: { init: [], rivals: 9, heldOut: 16 },
@@ -35,6 +35,17 @@ export const models = {
     texts: englishTexts,
     options: englishOptions(),
   },
+  natural: {
+    title: 'naturally trained, from nothing (test/golden/gemma2-natural)',
+    gap: 0.8,
+    folder: () => path.join(goldens, 'gemma2-natural'),
+    texts: ownTexts,
+    options: {
+      window: 499,
+      search: { init: [], rivals: 9, heldOut: 16 },
+      tune: { steps: 60, every: 20, batch: 8, heldOut: 16, learningRate: 0.003 },
+    },
+  },
   tiny: {
     title: 'naturally trained (models/tiny)',
     gap: 0.8,
@@ -42,6 +53,10 @@ export const models = {
     texts: englishTexts,
     options: englishOptions(),
   },
+}
+
+function ownTexts(folder) {
+  return JSON.parse(fs.readFileSync(path.join(folder, 'texts.json'), 'utf8'))
 }
 
 /** The search begins with BOS: from nothing it takes <eos> for `spiky-english`, which errs as little but is no beginning that the model knows. */
@@ -69,7 +84,7 @@ async function englishTexts() {
 
 /** Made once for each state of its program's source. */
 async function spikyEnglish(say) {
-  const sources = ['train_outliers.cc', 'spike.h', 'backcopy.h'].map((name) => path.join(root, 'bench/w8a8', name))
+  const sources = ['train_outliers.cc', 'spike.h', 'backcopy.h', 'titles.h'].map((name) => path.join(root, 'bench/w8a8', name))
   const hash = createHash('sha1')
   for (const file of [...sources, path.join(tiny, 'model.safetensors'), english('calibration')]) hash.update(fs.readFileSync(file))
   const folder = path.join(root, '.cache/w8a8', `spiky-english-${hash.digest('hex').slice(0, 12)}`)

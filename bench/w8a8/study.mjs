@@ -3,7 +3,7 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { loadModel } from 'lapidary'
-import { speedOf } from './speed.mjs'
+import { speedsOf } from './speed.mjs'
 
 /** The rows of the table: how inputs are quantised; weights are int8 with a scale per output channel. */
 export const schemes = {
@@ -56,7 +56,7 @@ export async function study(folder, { train, heldOut }, { window, search, tune, 
       for (const [name, prefix] of Object.entries(prefixes)) {
         const same = Object.keys(cells[row] ?? {}).find((other) => identity(other) === identity(name))
         if (same) {
-          for (const part of [cells[row], positions[row], costs[row], row === 'static' ? sites : undefined]) if (part?.[same]) part[name] = part[same]
+          for (const part of [cells[row], positions[row], row === 'static' ? sites : undefined]) if (part?.[same]) part[name] = part[same]
           continue
         }
         say(`${row}, ${name}`)
@@ -89,29 +89,28 @@ export async function study(folder, { train, heldOut }, { window, search, tune, 
 }
 
 /**
- * What each scheme costs to run without a prefix and behind one: `{ scheme: { none, greedy } }` of speedOf's figures, in the precision that a
+ * What each scheme costs to run without a prefix and behind one: `{ scheme: { none, greedy } }` of speedsOf's figures, in the precision that a
  * model is loaded with by default.
  * @param prefix Tokens of the greedy cushion; none: without a prefix alone.
  */
 export async function speeds(folder, { train }, prefix, { window, rows = Object.keys(schemes), say = () => {} }) {
   const work = fs.mkdtempSync(path.join(os.tmpdir(), 'lapidary-w8a8-'))
   const model = await loadModel(folder, { device: 'cpu' })
-  const costs = {}
+  const made = []
   try {
     for (const row of rows) {
       for (const [name, tokens] of Object.entries({ none: null, ...(prefix.length > 0 ? { greedy: prefix } : {}) })) {
         say(`${row}, ${name}`)
-        const made = await quantised(model, folder, schemes[row], tokens, { calibration: train.slice(0, 8), window }, work, { device: 'cpu' })
-        if (!made) continue
-        try {
-          costs[row] = { ...costs[row], [name]: await speedOf(made.model) }
-        } finally {
-          if (made.model !== model) await made.model.close()
-        }
+        const one = await quantised(model, folder, schemes[row], tokens, { calibration: train.slice(0, 8), window }, work, { device: 'cpu' })
+        if (one) made.push({ row, name, model: one.model })
       }
     }
+    say('timing')
+    const figures = await speedsOf(made.map((one) => one.model)), costs = {}
+    for (const [i, { row, name }] of made.entries()) costs[row] = { ...costs[row], [name]: figures[i] }
     return costs
   } finally {
+    for (const one of made) if (one.model !== model) await one.model.close()
     await model.close()
     fs.rmSync(work, { recursive: true, force: true })
   }

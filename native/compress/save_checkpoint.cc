@@ -314,7 +314,9 @@ void CheckpointWriter::commit() {
     expect(state_->given.contains(state_->name_of(slot)), ErrorCode::invalid_argument, "saving: ", state_->name_of(slot), " was not given");
   }
   for (const auto& [name, stored] : state_->file.tensors) {
-    if (!state_->given.contains(name)) state_->copy(name, stored.view);
+    if (state_->given.contains(name)) continue;
+    state_->copy(name, stored.view);
+    stored.file->release(stored.view.data, static_cast<size_t>(stored.view.bytes()));
   }
   state_->writer->commit();
   state_->copy_companions();

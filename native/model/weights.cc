@@ -300,6 +300,7 @@ void visit_weights(const std::string& path, WeightsTransform& transform, const L
     const QuantScheme* scheme = scheme_of(c, slot, name);
     transform.linear(slot, scheme ? quantized_linear(quant_tensors(c, slots, slot), *scheme, shape[0], shape[1])
                                   : Linear{view(slot).view, view(slot).file});
+    view(slot).file->release(view(slot).view.data, static_cast<size_t>(view(slot).view.bytes()));
     report(slot);
   }
   for (const TensorSlot& slot : norms) {

@@ -2,7 +2,7 @@
 
 The library rounds by its own rule (scale = max / 127.5, q in [-128, 127]), so its logits are compared with those that lapidary computes by that
 very rule. Static scales: equal to rounding, but for the rows after a chance tie (one in some ten thousand roundings). Dynamic ones: a row whose largest value is negative lies exactly between -127 and
--128, so the last bit of a sum decides there; the distance must be a fraction of the quantisation's own. lapidary's own rule is compared by KL.
+-128, so the last bit of a sum decides there; the distance must be a fraction of the quantisation's own. Per-tensor dynamic ones have one such row a site. lapidary's own rule is compared by KL.
 """
 import pathlib
 import sys

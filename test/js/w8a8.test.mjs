@@ -24,3 +24,14 @@ test('a model whose first token spikes: one scale per place ruins it, a searched
   // Texts without BOS, where the spike falls on an ordinary token: lost far from it too, and no loss behind the cushion.
   assert.ok(positions.static.none.at(-1) > 1.5 * positions.FP.none.at(-1))
 })
+
+test('a model that was trained for cross-entropy alone: a searched cushion wins most of the loss back', async () => {
+  const { folder, texts, gap, options } = models.natural
+  const { bars, cells, search, sites } = await study(folder(), await texts(folder()), { ...options, gap, tuned: {}, rows: ['FP', 'static', 'per-token'] })
+  for (const { bar, value, bound, ok } of bars) assert.ok(ok !== false, `${bar}: ${value}, must be ${bound}`)
+  assert.equal(bars.length, 6)
+  assert.ok(cells.static.none.perplexity > 1.005 * cells.FP.none.perplexity)
+  assert.ok(cells.static.none.meanKl > 3 * cells.static.greedy.meanKl && search.greedy < 0.2 * search.none)
+  const ratio = (name) => sites[name].find(({ site }) => site === 'down_in').tokenRatio
+  assert.ok(ratio('none') > 20 && ratio('greedy') < 0.5 * ratio('none'))
+})

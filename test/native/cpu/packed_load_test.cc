@@ -140,7 +140,7 @@ TEST("packed load: a whole model has the numbers of the long way") {
     const auto backend = make_cpu_backend(threads);
     Unchanged transform;
     const auto direct = load_weights(folder, *backend, {}, {WeightsKind::int8, threads}),
-               rows = load_weights(folder, *backend, {}, {WeightsKind::int8, threads, true, &transform});
+               rows = load_weights(folder, *backend, {}, {.kind = WeightsKind::int8, .threads = threads, .transform = &transform});
     CHECK(transform.seen == 1 + 3 * 7 && direct->file_bytes == rows->file_bytes && direct->content_hash == rows->content_hash);
     CHECK(packed_matrix(direct->layers[1].gate) && packed_matrix(direct->embedding));
     const std::vector<float> a = Runner(*backend, *direct, Precision::f32, 9, 9).append(ids),
