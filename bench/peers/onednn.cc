@@ -30,7 +30,8 @@ void fill(const memory& m, int low, int high) {
 
 std::vector<double> time_product(const dnnl::engine& engine, dnnl::stream& stream, int64_t m, int64_t n, int64_t k, double seconds) {
   const memory::desc x({m, k}, memory::data_type::u8, memory::format_tag::ab), y({m, n}, memory::data_type::f32, memory::format_tag::ab);
-  const memory::desc any({k, n}, memory::data_type::s8, memory::format_tag::any), rows({k, n}, memory::data_type::s8, memory::format_tag::ba);
+  const memory::desc any({k, n}, memory::data_type::s8, memory::format_tag::any),
+      rows({k, n}, memory::data_type::s8, memory::format_tag::ba);
   dnnl::primitive_attr attributes;
   attributes.set_output_scales(1 << 1, std::vector<float>(static_cast<size_t>(n), 0.001f));
   const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(x, any, y), attributes, engine);
@@ -69,8 +70,9 @@ int main(int argc, char** argv) {
   for (int i = 2; i < argc; i += 3) {
     const int64_t m = std::atoll(argv[i]), n = std::atoll(argv[i + 1]), k = std::atoll(argv[i + 2]);
     const std::vector<double> samples = time_product(engine, stream, m, n, k, std::atof(argv[1]));
-    std::printf("%s{\"m\":%lld,\"n\":%lld,\"k\":%lld,\"median\":%.9f,\"low\":%.9f,\"samples\":%zu}", i == 2 ? "" : ",", static_cast<long long>(m),
-                static_cast<long long>(n), static_cast<long long>(k), samples[samples.size() / 2], samples[samples.size() / 10], samples.size());
+    std::printf("%s{\"m\":%lld,\"n\":%lld,\"k\":%lld,\"median\":%.9f,\"low\":%.9f,\"samples\":%zu}", i == 2 ? "" : ",",
+                static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k), samples[samples.size() / 2],
+                samples[samples.size() / 10], samples.size());
   }
   std::printf("]}\n");
 }

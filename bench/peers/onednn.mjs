@@ -37,7 +37,9 @@ async function ours(m, n, k) {
   for (let bytes = 0; bytes < 640 * 2 ** 20; bytes += n * k) inputs.push([x, s, await pack(plain), rowScales])
   const samples = []
   for (let total = 0; total < Number(options.seconds) || samples.length < 8; ) {
-    for (const seconds of await timeProducts('gemmInt8', inputs, inputs.length)) samples.push(seconds), (total += seconds)
+    const round = await timeProducts('gemmInt8', inputs, inputs.length)
+    samples.push(...round)
+    total += round.reduce((sum, seconds) => sum + seconds, 0)
   }
   for (const tensor of [x, s, rowScales, plain, ...inputs.map(([, , w]) => w)]) tensor.dispose()
   return samples.sort((a, b) => a - b)[samples.length >> 1]

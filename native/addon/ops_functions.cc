@@ -56,7 +56,8 @@ struct OpCall {
     return t;
   }
   std::shared_ptr<OpsTensor> result(DType type, const std::vector<int64_t>& shape) const {
-    const bool fits = memory && memory->t.dtype == type && std::equal(shape.begin(), shape.end(), memory->t.shape, memory->t.shape + memory->t.rank);
+    const bool fits =
+        memory && memory->t.dtype == type && std::equal(shape.begin(), shape.end(), memory->t.shape, memory->t.shape + memory->t.rank);
     return fits ? std::make_shared<OpsTensor>(*memory) : make_ops_tensor(device, type, shape);
   }
   std::shared_ptr<OpsTensor> result_like(const Tensor& t, DType type) const { return result(type, {t.shape, t.shape + t.rank}); }

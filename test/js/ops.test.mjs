@@ -144,6 +144,19 @@ for (const device of places) {
     await rejects(ops.sample(logits, [{}]), 'invalid_argument', /3 rows/)
   })
 
+  test(`${device}: products are timed one by one`, { skip: device === 'cuda' && 'a product there is only queued' }, async () => {
+    const [m, n, k] = [2, 48, 64], a = await ops.quantizeRows(await from(bells(m * k, 1), [m, k])), b = await ops.quantizeRows(await from(bells(n * k, 2), [n, k]))
+    const wide = await from(bells(m * k, 3), [m, k]), input = [a.q, a.scales, b.q, b.scales], start = performance.now()
+    const seconds = [await ops.timeProducts('gemmInt8', [input, input], 5), await ops.timeProducts('linear', [[wide, b.q, b.scales], [wide, wide]], 4)]
+    const wall = (performance.now() - start) / 1e3
+    assert.deepEqual(seconds.map((list) => list.length), [5, 4])
+    assert.ok(seconds.flat().every((s) => s > 0) && seconds.flat().reduce((sum, s) => sum + s, 0) < wall)
+    await rejects(ops.timeProducts('gemmInt8', [input], 0), 'invalid_argument', /calls/)
+    await rejects(ops.timeProducts('add', [input], 1), 'invalid_argument', /product/)
+    await rejects(ops.timeProducts('gemmInt8', [], 1), 'invalid_argument', /no inputs/)
+    await rejects(ops.timeProducts('gemmInt8', [[a.q, a.scales, wide, b.scales]], 1), 'invalid_argument', /b must be i8/)
+  })
+
   test(`${device}: what does not fit is refused with both sides named`, async () => {
     const a = await from(bells(6, 1), [2, 3]), b = await from(bells(8, 1), [2, 4]), q = await Tensor.zeros([2, 3], { device, dtype: 'i8' })
     await rejects(ops.linear(a, b), 'invalid_argument', /\[2, 3\].*\[2, 4\]/)

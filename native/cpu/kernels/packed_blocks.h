@@ -11,12 +11,6 @@
 
 #include "cpu/kernels/packed_blocks_input.h"
 
-#if defined(__GNUC__) || defined(__clang__)
-#define LAPIDARY_PREFETCH_NEAR(p) __builtin_prefetch(p, 0, 3)  // into the first-level cache
-#else
-#define LAPIDARY_PREFETCH_NEAR(p)
-#endif
-
 namespace lapidary::cpu {
 namespace {
 

@@ -16,7 +16,9 @@ namespace {
 
 constexpr int64_t kGroupBytes = 64;
 constexpr int64_t kSliceBytes = 24 * 1024;  // of operands, so that the inputs of a tile have room beside them
-constexpr int64_t kAheadBytes = 4096;       // how far before its use a streaming panel is asked for: into the next page
+// How far before its use a streaming panel is asked for: from memory, into the next page, where the hardware does not look; and from the
+// second-level cache, whose delay many tokens' products would not hide.
+constexpr int64_t kAheadBytes = 6144, kNearBytes = 2048;
 
 template <class F>
 constexpr int kJoinedRows = 16 * F::kJoined / F::kVectors;
@@ -65,6 +67,7 @@ LAPIDARY_NOINLINE void stream_panel(const PackedTask& task, int64_t p, int64_t t
   for (const int8_t* end = w + panel_groups(task.k) * kGroupBytes; w < end; w += U * kGroupBytes, x += U * kInt8Group) {
     LAPIDARY_UNROLL for (int u = 0; u < U; ++u) {
       LAPIDARY_PREFETCH(w + u * kGroupBytes + kAheadBytes);
+      LAPIDARY_PREFETCH_NEAR(w + u * kGroupBytes + kNearBytes);
       typename F::Sum weights[R];
       LAPIDARY_UNROLL for (int r = 0; r < R; ++r) weights[r] = F::weights(w + u * kGroupBytes, r);
       LAPIDARY_UNROLL for (int i = 0; i < T; ++i) {

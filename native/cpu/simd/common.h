@@ -8,12 +8,14 @@
 #define LAPIDARY_TARGET(features) __attribute__((target(features)))  // one function more than its file's flags allow
 #define LAPIDARY_INLINE inline __attribute__((always_inline))
 #define LAPIDARY_NOINLINE __attribute__((noinline))
-#define LAPIDARY_PREFETCH(p) __builtin_prefetch(p, 0, 2)  // into the second-level cache
+#define LAPIDARY_PREFETCH(p) __builtin_prefetch(p, 0, 2)       // into the second-level cache
+#define LAPIDARY_PREFETCH_NEAR(p) __builtin_prefetch(p, 0, 3)  // into the first
 #else
 #define LAPIDARY_TARGET(features)
 #define LAPIDARY_INLINE inline
 #define LAPIDARY_NOINLINE
 #define LAPIDARY_PREFETCH(p)
+#define LAPIDARY_PREFETCH_NEAR(p)
 #endif
 #if defined(__clang__)
 #define LAPIDARY_UNROLL _Pragma("clang loop unroll(full)")
