@@ -116,7 +116,6 @@ class CpuBackend final : public Backend {
   }
 
   void attend(const AttendParams& params, Workspace& ws) override {
-    if (params.prefix_cos) return Backend::attend(params, ws);
     const int64_t tokens = params.cos.shape[0];
     const Tensor q = ws.q.rows(0, tokens);
     AttentionShape shape = params.shape;
