@@ -112,10 +112,10 @@ function tableText(table) {
   return `{\n${head.join('\n')}\n  "kernels": {\n${lines.join(',\n')}\n  }\n}\n`
 }
 
-/** Builds and checks; gives {passed, failed}, having printed each problem. */
-export async function checkCuda({ update = false, table: print = false, onLine } = {}) {
+/** Builds and checks, all architectures or some; gives {passed, failed}, having printed each problem. */
+export async function checkCuda({ architectures, update = false, table: print = false, onLine } = {}) {
   const start = performance.now()
-  const built = await buildCuda({ onLine })
+  const built = await buildCuda({ architectures, onLine })
   const build = readBuild()
   const kernels = Object.keys(build.kernels)
   process.stdout.write(`lapidary_cuda.so: ${(built.bytes / 1024 / 1024).toFixed(2)} MiB of at most ${maxLibraryBytes / 1024 / 1024}, ${kernels.length} kernels for sm_` +

@@ -21,6 +21,8 @@ const { version } = createRequire(import.meta.url)('lapidary/package.json')
 
 // Assumed where the system does not say how large its caches are.
 const usualCacheBytes = 32 * 2 ** 20
+// A quick run shows that everything works: it does not make inputs beyond this for the sake of cold caches.
+const quickCacheBytes = 4 * 2 ** 20
 // Beyond this, small inputs stay partly in the cache rather than filling the run with copies of them.
 const mostCopies = 64
 const mostProductCopies = 512
@@ -96,7 +98,7 @@ export class Session {
 
   /** How many copies of inputs of so many bytes keep the caches cold. */
   #copies({ working, bytes, product }) {
-    const cache = this.#peaks?.cacheBytes ?? usualCacheBytes
+    const cache = this.quick ? quickCacheBytes : (this.#peaks?.cacheBytes ?? usualCacheBytes)
     return Math.min(Math.max(Math.ceil((2 * cache) / (working ?? bytes)), 1), product && this.device !== 'cuda' ? mostProductCopies : mostCopies)
   }
 
