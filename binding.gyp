@@ -6,7 +6,7 @@
 #   -Dgpu_check=1      those and lapidary_gpu_tests: what bench/gpu/check.sh runs over a CUDA library
 #   -Dwith_addon=0     no addon: then gyp alone builds the rest, with no Node headers
 #   -Dsanitize=LIST    address,undefined or thread; keeps assertions
-#   -Devery_check=1    with sanitize=address,undefined: also the checks of UBSan that double the time of compiling
+#   -Devery_check=1    with sanitize: every instruction set, and also the checks of UBSan that double the time of compiling
 #   -Dwerror=1         warnings are errors
 {
   "variables": {
@@ -41,6 +41,8 @@
         "cflags_cc": ["-O1", "-g1", "-fsanitize=<(sanitize)", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"],
         "ldflags": ["-fsanitize=<(sanitize)"],
       }],
+      # Kernels are one source over vector types: one instruction set has its loops and ends, and threads meet in the same places whatever the vectors.
+      ["sanitize!='' and every_check==0", {"defines": ["LAPIDARY_AVX2_ONLY"]}],
     ],
     "target_conditions": [
       # Checks before every access take the compiler minutes, of kernels most of all: they load vectors unaligned on purpose. ASan sees a null pointer too.
@@ -77,10 +79,9 @@
       # One library per instruction set; what depends on the core is linked with them too.
       "dependencies": ["lapidary_scalar"],
       "conditions": [
-        # Threads meet in the same places whatever the vectors: under TSan one instruction set is enough.
-        ["target_arch=='x64' and sanitize=='thread'", {"dependencies": ["lapidary_avx2"], "defines": ["LAPIDARY_AVX2_ONLY"]}],
-        ["target_arch=='x64' and sanitize!='thread'", {"dependencies": ["lapidary_avx2", "lapidary_avx512", "lapidary_avx512vnni", "lapidary_avxvnni",
-                                                                      "lapidary_avx512bf16", "lapidary_amx"]}],
+        ["target_arch=='x64'", {"dependencies": ["lapidary_avx2"]}],
+        ["target_arch=='x64' and (sanitize=='' or every_check==1)", {"dependencies": ["lapidary_avx512", "lapidary_avx512vnni", "lapidary_avxvnni",
+                                                                                   "lapidary_avx512bf16", "lapidary_amx"]}],
         ["target_arch=='arm64' and OS!='win'", {"dependencies": ["lapidary_neon", "lapidary_neondot", "lapidary_neoni8mm"]}],
       ],
     },

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kAwkwardColumns[] = {1, 31, 32, 33, 63, 64, 65, 640, 1152}, kAwkwardRows[] = {1, 15, 16, 17, 31, 32, 33, 100};
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(LAPIDARY_AVX2_ONLY)
 sigjmp_buf after_illegal;
 void on_illegal(int) { siglongjmp(after_illegal, 1); }
 
@@ -46,7 +46,7 @@ std::vector<NamedKernel> f32_kernels() {
 
 std::vector<NamedKernel> bf16_kernels() {
   std::vector<NamedKernel> all = {{"emulated amx", &kEmulatedAmxBf16}};
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(LAPIDARY_AVX2_ONLY)
   if (runs_avx512_bf16()) all.push_back({"avx512bf16", kAvx512Bf16Packed.list[0]});
   if (has_feature(Feature::amx)) all.push_back({"amx", kAmxPacked.list[0]});
 #endif

@@ -28,9 +28,10 @@ inline std::vector<const Kernels*> base_tables() {
     const std::string names = " " + cpu_instruction_sets() + " ";
     return names.find(" " + std::string(name) + " ") != std::string::npos;
   };
-  for (const Kernels* k : {&kAvx512Kernels, &kAvx2Kernels}) {
-    if (has(k->name)) found.push_back(k);
-  }
+#ifndef LAPIDARY_AVX2_ONLY
+  if (has(kAvx512Kernels.name)) found.push_back(&kAvx512Kernels);
+#endif
+  if (has(kAvx2Kernels.name)) found.push_back(&kAvx2Kernels);
 #endif
   for (int i = 0; arm64_table(i) != nullptr; ++i) found.push_back(arm64_table(i));
   found.push_back(&kScalarKernels);

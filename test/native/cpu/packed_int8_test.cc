@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__) && !defined(LAPIDARY_AVX2_ONLY)
 #include <csetjmp>
 #include <csignal>
 #endif
@@ -27,7 +27,7 @@ struct Listed {
   const PackedKernel* kernel;
 };
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__) && !defined(LAPIDARY_AVX2_ONLY)
 sigjmp_buf after_illegal;
 void on_illegal(int) { siglongjmp(after_illegal, 1); }
 
@@ -53,7 +53,7 @@ std::vector<Listed> kernels_for(DType input) {
     const ForcedCpu forced(name);
     all.push_back({name, find_packed(select_kernels(), DType::i8, input)});
   }
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__) && !defined(LAPIDARY_AVX2_ONLY)
   if (input == DType::i8 && runs_avx_vnni()) all.push_back({"avxvnni, by hand", kAvxVnniPacked.list[0]});
 #endif
   return all;
