@@ -173,7 +173,7 @@ if (totals.failed === 0) {
     await section('engine tests under TSan', async () => {
       const folder = await buildSanitized('thread', { werror: flags.has('--werror') })
       // What runs threads against each other; the long single-run cases of the engine would only take time.
-      const parts = ['thread_pool:', 'runs:', 'sequence:', 'session file:', 'engine: alone or among', 'engine: one thread or two']
+      const parts = ['thread_pool:', 'runs:', 'sequence:', 'session file:', 'engine: one thread or two', ...(long ? ['engine: alone or among'] : [])]
       await runShared('C++ tests (TSan)', path.join(folder, 'lapidary_tests'), parts, env)
     })
   }
