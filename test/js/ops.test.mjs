@@ -157,6 +157,17 @@ for (const device of places) {
     await rejects(ops.timeProducts('gemmInt8', [[a.q, a.scales, wide, b.scales]], 1), 'invalid_argument', /b must be i8/)
   })
 
+  if (device !== 'cuda') {
+    test(`${device}: products over no columns are zeros, for few rows and for many`, async () => {
+      for (const m of [1, 16, 40]) {
+        const q = await Tensor.zeros([m, 0], { device, dtype: 'i8' }), scales = await from(new Float32Array(m).fill(1), [m])
+        const w = await Tensor.zeros([48, 0], { device, dtype: 'i8' }), rowScales = await from(new Float32Array(48).fill(1), [48]), x = await Tensor.zeros([m, 0], { device })
+        const results = [await ops.gemmInt8(q, scales, w, rowScales), await ops.linear(x, w, { scales: rowScales }), await ops.linear(x, await Tensor.zeros([48, 0], { device }))]
+        for (const y of results) assert.deepEqual([y.shape, await y.toArray()], [[m, 48], new Float32Array(m * 48)])
+      }
+    })
+  }
+
   test(`${device}: what does not fit is refused with both sides named`, async () => {
     const a = await from(bells(6, 1), [2, 3]), b = await from(bells(8, 1), [2, 4]), q = await Tensor.zeros([2, 3], { device, dtype: 'i8' })
     await rejects(ops.linear(a, b), 'invalid_argument', /\[2, 3\].*\[2, 4\]/)

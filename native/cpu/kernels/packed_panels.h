@@ -108,6 +108,7 @@ struct PanelSlice {
 
 // The share of tile `tile` of `tiles` in the slice that comes after this one, at `numbers`, panel after panel, panel_bytes apart.
 LAPIDARY_INLINE void share_slice(PanelSlice& slice, const int8_t* numbers, int64_t panel_bytes, int64_t tile, int64_t tiles) {
+  if (slice.groups == 0) return;  // no columns: nothing comes
   const int64_t lines = slice.panels * slice.groups, first = tile * lines / tiles, line = first % slice.groups;
   slice.share = (tile + 1) * lines / tiles - first;
   slice.next = numbers + first / slice.groups * panel_bytes + line * kGroupBytes;
@@ -134,7 +135,7 @@ LAPIDARY_NOINLINE void slice_tile(const PackedTask& task, const PanelSlice& slic
   const std::byte* w = slice.operands + v / kVectors * slice.stride;
   const int8_t* next = slice.next;
   int64_t share = v > 0 ? 0 : slice.share, left = slice.left;
-  const int64_t at_once = (share + slice.groups - 1) / slice.groups;
+  const int64_t at_once = slice.groups > 0 ? (share + slice.groups - 1) / slice.groups : 0;
   for (int64_t g = 0; g < slice.groups; ++g, x += kInt8Group, w += kOperandBytes<F>) {
     for (int64_t i = 0; i < at_once && share > 0; ++i, --share, next += kGroupBytes) {
       LAPIDARY_PREFETCH(next);
