@@ -68,12 +68,14 @@ void multiply_plain(const Kernels& kernels, ThreadPool& pool, const Tensor& x, s
     expect(dtype != DType::i8 && dtype != DType::i32 && dtype != DType::u8, ErrorCode::unsupported,
            "linear: the cpu backend has no product with ", dtype_info(dtype).name, " weights; use f32, bf16, f16 or a GGUF block type");
     const int64_t token_blocks = (tokens + kLinearTokens - 1) / kLinearTokens;
+    if (k == 0) std::memset(out.data, 0, static_cast<size_t>(out.bytes()));  // no columns: the kernels have nothing to begin with
     Product& product = products[count++];
     product = {
         {input, tokens, k, weight.weight.data, dtype_bytes(dtype, k), dtype, k, out.as<float>(), rows}, rows, unit_rows, token_blocks, 0};
     product.units = (rows + unit_rows - 1) / unit_rows * token_blocks;
     units += product.units;
   }
+  if (k == 0) return;
   const int64_t block_tokens = std::min(tokens, kLinearTokens);
   const int64_t unit_work = unit_rows * k * std::max<int64_t>(block_tokens, 1);
   const size_t scratch_floats = kernels.linear_scratch_floats(block_tokens, k);
