@@ -1,5 +1,5 @@
 // AMX in plain C++, for tests: a thread's tiles, and what the instructions do with them as Intel's manual (volume 2) defines it. Part of
-// amx.h.
+// amx.h. The functions that take tile numbers are the definition; those of amx.h's form, numbered at compile time, call them.
 #pragma once
 
 #include <cstdlib>
@@ -8,28 +8,31 @@
 namespace lapidary::cpu {
 namespace {
 
+// What the processor answers with an exception ends the process here too, unless `refuse` is another function that does not return; it is
+// told the rule that was broken.
 struct EmulatedTiles {
   TileConfig config;
   bool configured = false;
-  uint8_t bytes[8][16][64];
+  uint8_t bytes[8][16][64] = {};
+  void (*refuse)(const char* rule) = [](const char*) { std::abort(); };
 };
 inline EmulatedTiles& tiles() {
   thread_local EmulatedTiles state;
   return state;
 }
 
-// What the processor answers with an exception ends the process here too.
-inline void require(bool holds) {
-  if (!holds) std::abort();
+inline void require(bool holds, const char* rule) {
+  if (!holds) tiles().refuse(rule);
 }
 
 inline void tile_configure(const TileConfig& config) {
   EmulatedTiles& t = tiles();
-  require(config.palette == 1 && config.start_row == 0);
-  for (uint8_t byte : config.reserved) require(byte == 0);
+  require(config.palette == 1 && config.start_row == 0, "a configuration is of palette 1, from row 0");
+  for (uint8_t byte : config.reserved) require(byte == 0, "reserved bytes of a configuration are zero");
   for (int i = 0; i < 16; ++i) {
-    require(config.row_bytes[i] <= 64 && config.rows[i] <= 16 && (config.row_bytes[i] == 0) == (config.rows[i] == 0));
-    require(i < 8 || config.rows[i] == 0);
+    require(config.row_bytes[i] <= 64 && config.rows[i] <= 16, "a tile has at most 16 rows of 64 bytes");
+    require((config.row_bytes[i] == 0) == (config.rows[i] == 0), "a tile has both rows and bytes, or neither");
+    require(i < 8 || config.rows[i] == 0, "there are eight tiles");
   }
   t.config = config;
   t.configured = true;
@@ -39,36 +42,31 @@ inline void tile_release() { tiles().configured = false; }
 
 inline EmulatedTiles& tiles_with(int tile) {
   EmulatedTiles& t = tiles();
-  require(t.configured && t.config.rows[tile] > 0);
+  require(t.configured && t.config.rows[tile] > 0, "a tile is configured before it is used");
   return t;
 }
 
-template <int kTile>
-void tile_zero() {
-  std::memset(tiles_with(kTile).bytes[kTile], 0, sizeof(EmulatedTiles::bytes[0]));
-}
-template <int kTile>
-void tile_load(const void* rows, int64_t stride) {
-  tile_zero<kTile>();
+inline void tile_zero(int tile) { std::memset(tiles_with(tile).bytes[tile], 0, sizeof(EmulatedTiles::bytes[0])); }
+inline void tile_load(int tile, const void* rows, int64_t stride) {
+  tile_zero(tile);
   EmulatedTiles& t = tiles();
-  for (int r = 0; r < t.config.rows[kTile]; ++r)
-    std::memcpy(t.bytes[kTile][r], static_cast<const char*>(rows) + r * stride, t.config.row_bytes[kTile]);
+  for (int r = 0; r < t.config.rows[tile]; ++r)
+    std::memcpy(t.bytes[tile][r], static_cast<const char*>(rows) + r * stride, t.config.row_bytes[tile]);
 }
-template <int kTile>
-void tile_store(void* rows, int64_t stride) {
-  EmulatedTiles& t = tiles_with(kTile);
-  for (int r = 0; r < t.config.rows[kTile]; ++r)
-    std::memcpy(static_cast<char*>(rows) + r * stride, t.bytes[kTile][r], t.config.row_bytes[kTile]);
+inline void tile_store(int tile, void* rows, int64_t stride) {
+  EmulatedTiles& t = tiles_with(tile);
+  for (int r = 0; r < t.config.rows[tile]; ++r)
+    std::memcpy(static_cast<char*>(rows) + r * stride, t.bytes[tile][r], t.config.row_bytes[tile]);
 }
 
 // The shapes must fit: C [m, n] words, A [m, k] words, B [k, n] words.
-template <int C, int A, int B>
-EmulatedTiles& dot_tiles() {
+inline EmulatedTiles& dot_tiles(int C, int A, int B) {
   tiles_with(A), tiles_with(B);
   EmulatedTiles& t = tiles_with(C);
   const TileConfig& c = t.config;
-  require(C != A && C != B && A != B && c.row_bytes[C] % 4 == 0 && c.row_bytes[A] % 4 == 0 && c.row_bytes[B] % 4 == 0);
-  require(c.rows[A] == c.rows[C] && c.row_bytes[B] == c.row_bytes[C] && c.rows[B] == c.row_bytes[A] / 4);
+  require(C != A && C != B && A != B, "a product is of three tiles");
+  require(c.row_bytes[C] % 4 == 0 && c.row_bytes[A] % 4 == 0 && c.row_bytes[B] % 4 == 0, "rows of a product are whole words");
+  require(c.rows[A] == c.rows[C] && c.row_bytes[B] == c.row_bytes[C] && c.rows[B] == c.row_bytes[A] / 4, "shapes of a product fit");
   return t;
 }
 
@@ -97,9 +95,8 @@ inline float widened_bf16(uint16_t bits) {
 
 // Per element of C: a chain of fused multiply-adds over the even elements and one over the odd ones, both from 0 and in rising k; their
 // sum; that added to C. Rounding to nearest even, subnormal inputs and results zero.
-template <int C, int A, int B>
-void tile_dot_bf16() {
-  EmulatedTiles& t = dot_tiles<C, A, B>();
+inline void tile_dot_bf16(int C, int A, int B) {
+  EmulatedTiles& t = dot_tiles(C, A, B);
   for (int m = 0; m < t.config.rows[C]; ++m) {
     for (int n = 0; n < t.config.row_bytes[C] / 4; ++n) {
       float sums[2] = {};
@@ -116,9 +113,8 @@ void tile_dot_bf16() {
   }
 }
 
-template <int C, int A, int B>
-void tile_dot_u8_i8() {
-  EmulatedTiles& t = dot_tiles<C, A, B>();
+inline void tile_dot_u8_i8(int C, int A, int B) {
+  EmulatedTiles& t = dot_tiles(C, A, B);
   for (int m = 0; m < t.config.rows[C]; ++m) {
     for (int n = 0; n < t.config.row_bytes[C] / 4; ++n) {
       uint32_t sum = tile_element<uint32_t>(t, C, m, n);
@@ -127,6 +123,27 @@ void tile_dot_u8_i8() {
       std::memcpy(t.bytes[C][m] + 4 * n, &sum, sizeof sum);
     }
   }
+}
+
+template <int kTile>
+void tile_zero() {
+  tile_zero(kTile);
+}
+template <int kTile>
+void tile_load(const void* rows, int64_t stride) {
+  tile_load(kTile, rows, stride);
+}
+template <int kTile>
+void tile_store(void* rows, int64_t stride) {
+  tile_store(kTile, rows, stride);
+}
+template <int C, int A, int B>
+void tile_dot_bf16() {
+  tile_dot_bf16(C, A, B);
+}
+template <int C, int A, int B>
+void tile_dot_u8_i8() {
+  tile_dot_u8_i8(C, A, B);
 }
 
 }  // namespace
