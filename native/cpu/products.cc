@@ -89,13 +89,15 @@ struct Factor {
             0};
   }
 
+  bool ready() const { return !rows && !blocks; }
+
   // For the panels of one unit, before the kernel's own.
-  size_t scratch_floats(int64_t unit_panels) const { return rows || blocks ? static_cast<size_t>(unit_panels * task.panel_bytes / 4) : 0; }
+  size_t scratch_floats(int64_t unit_panels) const { return ready() ? 0 : static_cast<size_t>(unit_panels * task.panel_bytes / 4); }
 
   // Panels [p0, p1); then panels from `next_panel` on of `next` are wanted.
   void multiply(const PackedKernel& kernel, PackedTask part, int64_t p0, int64_t p1, float* scratch, const Factor& next,
                 int64_t next_panel) const {
-    if (!rows && !blocks) return kernel.multiply(part, p0, p1, scratch);
+    if (ready()) return kernel.multiply(part, p0, p1, scratch);
     if (next.blocks && next_panel < next.panels) {
       part.ahead = next.blocks->panel(next_panel);
       part.ahead_bytes = std::min(p1 - p0, next.panels - next_panel) * next.blocks->panel_bytes;
@@ -177,8 +179,13 @@ void multiply(const Kernels& kernels, ThreadPool& pool, const PreparedInput& inp
     int64_t first = 0;  // unit of the current product
     for (int i = 0; i < count; first += products[i++].units) {
       const Product& p = products[i];
-      for (int64_t u = std::max(begin, first), last = std::min(end, first + p.units); u < last; ++u) {
-        const Cut::Unit unit = cut.unit(input, p.factor.task, p.factor.panels, u - first);
+      // Units that lie side by side in memory go to the kernel at once.
+      const bool joins = cut.token_blocks == 1 && p.factor.ready();
+      for (int64_t u = std::max(begin, first), last = std::min(end, first + p.units); u < last;) {
+        const int64_t count = joins ? last - u : 1;
+        Cut::Unit unit = cut.unit(input, p.factor.task, p.factor.panels, u - first);
+        unit.p1 = std::min(unit.p0 + count * cut.unit_panels, p.factor.panels);
+        u += count;
         p.factor.multiply(*input.kernel, unit.task, unit.p0, unit.p1, scratch, p.factor, unit.p1);
       }
     }

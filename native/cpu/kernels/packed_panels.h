@@ -3,11 +3,13 @@
 // A form F says what a vector of sums is and how a group, the sixteen rows' next four weights (64 bytes), is multiplied with a token's next
 // four inputs. Every sum takes the groups in rising order, whatever the tiles. Two bodies:
 // - few tokens: a panel streams from memory once and meets all tokens;
-// - many tokens: unit by unit, slice by slice of k, so that a slice of weights stays in the first-level cache while all tokens pass by; the
-//   sums wait in memory between slices. A form may have its weights turned into operands first, once per slice.
+// - many tokens: slice by slice of k, so that a slice of a unit's weights stays in the first-level cache while all tokens pass by; the sums
+//   wait in memory between slices. A form may have its weights turned into operands first, once per slice. Units whose inputs would not stay
+//   in the second-level cache are joined: all of them pass by a slice of the inputs before the next.
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/kernels/joined_units.h"
 #include "cpu/packed_layout.h"
 #include "cpu/simd/common.h"
 
@@ -193,40 +195,56 @@ int64_t slice_groups(int64_t k) {
 }
 
 template <class F>
+constexpr int64_t kTokenSumBytes = kUnitVectors<F> * int64_t{sizeof(typename F::Sum)};  // of a unit's panels
+
+// A slice's weights as operands, panel after panel.
+template <class F>
+void widen_slice(const int8_t* numbers, int64_t panel_bytes, int64_t panels, int64_t groups, std::byte* to) {
+  for (int64_t i = 0; i < panels; ++i, numbers += panel_bytes) {
+    for (int64_t g = 0; g < groups; ++g) {
+      LAPIDARY_UNROLL for (int v = 0; v < F::kVectors; ++v, to += sizeof(typename F::Sum))
+          F::store(to, F::weights(numbers + g * kGroupBytes, v));
+    }
+  }
+}
+
+template <class F>
 void multiply_panels(const PackedTask& task, int64_t p0, int64_t p1, float* scratch) {
   if (task.tokens <= F::kFewTokens) return stream_panels<F>(task, p0, p1);
   const int64_t groups = panel_groups(task.k), most = slice_groups<F>(task.k);
-  typename F::Sum* waiting = reinterpret_cast<typename F::Sum*>(scratch);
-  std::byte* widened = reinterpret_cast<std::byte*>(waiting + task.tokens * kUnitVectors<F>);
   const int64_t tiles = (task.tokens + F::kTileTokens - 1) / F::kTileTokens, least = task.tokens / tiles, larger = task.tokens % tiles;
-  const int64_t units = (p1 - p0 + F::kUnitPanels - 1) / F::kUnitPanels, slices = (groups + most - 1) / most;
+  const int64_t units = (p1 - p0 + F::kUnitPanels - 1) / F::kUnitPanels, slices = groups > 0 ? (groups + most - 1) / most : 1;
+  const int64_t joined = joined_units(units, task.tokens, F::input_bytes(task.k), kTokenSumBytes<F>);
+  typename F::Sum* waiting = reinterpret_cast<typename F::Sum*>(scratch);
+  std::byte* widened = reinterpret_cast<std::byte*>(waiting + joined * task.tokens * kUnitVectors<F>);
   int64_t part = 0;  // of all tiles of the call
-  for (int64_t p = p0; p < p1; p += F::kUnitPanels) {
-    const int64_t panels = p1 - p < F::kUnitPanels ? p1 - p : F::kUnitPanels;
-    for (int64_t group = 0; group == 0 || group < groups; group += most) {
-      PanelSlice slice{p, panels, group, groups - group < most ? groups - group : most, group == 0, group + most >= groups};
-      const int8_t* numbers = numbers_of(task, p) + group * kGroupBytes;
-      const int8_t* following = slice.is_last ? numbers_of(task, p + panels) : numbers + slice.groups * kGroupBytes;
-      slice.operands = reinterpret_cast<const std::byte*>(numbers), slice.stride = task.panel_bytes;
-      if constexpr (F::kWidens) {
-        slice.operands = widened, slice.stride = slice.groups * kOperandBytes<F>;
-        std::byte* to = widened;
-        for (int64_t i = 0; i < panels; ++i) {
-          for (int64_t g = 0; g < slice.groups; ++g) {
-            LAPIDARY_UNROLL for (int v = 0; v < F::kVectors; ++v, to += sizeof(typename F::Sum))
-                F::store(to, F::weights(numbers + i * task.panel_bytes + g * kGroupBytes, v));
+  for (int64_t first = p0; first < p1; first += joined * F::kUnitPanels) {
+    const int64_t end = p1 - first < joined * F::kUnitPanels ? p1 : first + joined * F::kUnitPanels;
+    for (int64_t s = 0; s < slices; ++s) {
+      const int64_t group = s * most, count = groups - group < most ? groups - group : most;
+      typename F::Sum* sums = waiting;
+      for (int64_t p = first; p < end; p += F::kUnitPanels, sums += task.tokens * kUnitVectors<F>) {
+        const int64_t panels = end - p < F::kUnitPanels ? end - p : F::kUnitPanels;
+        PanelSlice slice{p, panels, group, count, s == 0, s + 1 == slices};
+        const int8_t* numbers = numbers_of(task, p) + group * kGroupBytes;
+        const int8_t* following = p + panels < end ? numbers_of(task, p + panels) + group * kGroupBytes
+                                  : slice.is_last  ? numbers_of(task, end)
+                                                   : numbers_of(task, first) + (group + count) * kGroupBytes;
+        slice.operands = reinterpret_cast<const std::byte*>(numbers), slice.stride = task.panel_bytes;
+        if constexpr (F::kWidens) {
+          widen_slice<F>(numbers, task.panel_bytes, panels, count, widened);
+          slice.operands = widened, slice.stride = count * kOperandBytes<F>;
+        }
+        for (int64_t tile = 0, t = 0; tile < tiles; ++tile) {
+          const int64_t tokens = least + (tile < larger);
+          if (task.ahead) {
+            share_bytes(slice, task.ahead, task.ahead_bytes, part++, units * slices * tiles);
+          } else {
+            share_slice(slice, following, task.panel_bytes, tile, tiles);
           }
+          slice_vectors<F>(task, slice, t, tokens, sums + t * kUnitVectors<F>);
+          t += tokens;
         }
-      }
-      for (int64_t tile = 0, t = 0; tile < tiles; ++tile) {
-        const int64_t tokens = least + (tile < larger);
-        if (task.ahead) {
-          share_bytes(slice, task.ahead, task.ahead_bytes, part++, units * slices * tiles);
-        } else {
-          share_slice(slice, following, task.panel_bytes, tile, tiles);
-        }
-        slice_vectors<F>(task, slice, t, tokens, waiting + t * kUnitVectors<F>);
-        t += tokens;
       }
     }
   }
@@ -235,9 +253,9 @@ void multiply_panels(const PackedTask& task, int64_t p0, int64_t p1, float* scra
 template <class F>
 size_t panels_scratch_floats(int64_t tokens, int64_t k) {
   if (tokens <= F::kFewTokens) return 0;
-  const int64_t bytes = tokens * kUnitVectors<F> * static_cast<int64_t>(sizeof(typename F::Sum)) +
+  const int64_t bytes = waiting_bytes(tokens, F::input_bytes(k), kTokenSumBytes<F>) +
                         (F::kWidens ? F::kUnitPanels * slice_groups<F>(k) * kOperandBytes<F> : 0);
-  return static_cast<size_t>(bytes) / 4;
+  return static_cast<size_t>(bytes + 3) / 4;
 }
 
 }  // namespace
