@@ -68,7 +68,7 @@ void amx_int8_prepare(const float* x, int64_t k, const InputRule& rule, std::byt
 }
 
 constexpr PackedKernel kAmxBf16Kernel = {
-    DType::bf16, DType::bf16, 2, bf16_input_bytes, bf16_prepare, nullptr, multiply_tiles<Bf16Dot>, tiles_scratch_floats};
+    DType::bf16, DType::bf16, 2, bf16_input_bytes, bf16_prepare, nullptr, multiply_tiles<Bf16Dot>, tiles_scratch_floats<Bf16Dot>};
 
 // Few::multiply takes fewer than Few::kTokens tokens, whose prepared rows have the same form.
 template <typename Few>
@@ -79,7 +79,7 @@ void amx_int8_multiply(const PackedTask& task, int64_t p0, int64_t p1, float* sc
 template <typename Few>
 size_t amx_int8_scratch_floats(int64_t tokens, int64_t k) {
   const int64_t most_few = tokens < Few::kTokens ? tokens : Few::kTokens - 1;
-  const size_t few = Few::scratch_floats(most_few, k), tiles = tiles_scratch_floats(tokens, k);
+  const size_t few = Few::scratch_floats(most_few, k), tiles = tiles_scratch_floats<Int8Dot>(tokens, k);
   return few > tiles ? few : tiles;
 }
 template <typename Few>

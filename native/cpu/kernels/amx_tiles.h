@@ -2,10 +2,12 @@
 //
 // Sixteen groups of a panel are the tile B as they lie in memory, 64 bytes of sixteen prepared rows are the tile A. Two panels and two
 // tiles of tokens are multiplied at a time: four loads for four products. A slice of two panels stays in the first-level cache while all
-// tokens pass by; the tiles of sums wait in scratch meanwhile, which changes no bit. Tiles have as many rows as there are tokens, so
+// tokens pass by; the tiles of sums wait in scratch meanwhile, which changes no bit. Pairs of panels whose inputs would not stay in the
+// second-level cache are joined: all of them pass by a slice of the inputs before the next. Tiles have as many rows as there are tokens, so
 // nothing beyond the input is read.
 #pragma once
 
+#include "cpu/kernels/joined_units.h"
 #include "cpu/kernels/math.h"
 #include "cpu/packed_layout.h"
 #include "cpu/simd/amx.h"
@@ -15,7 +17,8 @@ namespace {
 
 constexpr int64_t kTileBytes = 1024, kTileRowBytes = 64, kTileFloats = kTileBytes / 4;
 constexpr int64_t kBlockTokens = 32, kSliceTiles = 16;
-// How far ahead panels are fetched at their first use.
+constexpr int64_t kPairSumBytes = 2 * kTileRowBytes;  // of a token and two panels
+// How far ahead the first slice of a call is fetched; the others are while the tokens pass by the one before.
 constexpr int64_t kAmxAheadBytes = 4096;
 
 // The sums of 16 t + m tokens and of panel p are tile 2 t + p; A is 4 + t, B is 6 + p.
@@ -40,7 +43,9 @@ struct TileBlock {
   int64_t input_stride;
   const std::byte* panels[2];
   int64_t steps;
-  bool first_slice, streams;  // streams: the panels come from memory
+  bool first_slice, streams;  // streams: the panels come from memory, not asked for before
+  const std::byte* next[2];   // the lines of the next slice's panels that this block asks for
+  int64_t next_lines;         // of each
   float* sums;                // [token tile][panel] tiles
 };
 
@@ -60,12 +65,18 @@ void multiply_block(const TileBlock& block) {
              [](float* p) { tile_load<2>(p, kTileRowBytes); }, [](float* p) { tile_load<3>(p, kTileRowBytes); });
   }
   const std::byte *x = block.input, *w0 = block.panels[0], *w1 = block.panels[1];
+  const int64_t at_once = block.steps > 0 ? (block.next_lines + block.steps - 1) / block.steps : 0;
+  int64_t line = 0;
   for (int64_t i = 0; i < block.steps; ++i, x += kTileRowBytes, w0 += kTileBytes, w1 += kTileBytes) {
     if (block.streams) {
       for (int64_t line = 0; line < kTileBytes; line += 64) {
         LAPIDARY_PREFETCH(w0 + kAmxAheadBytes + line);
         if constexpr (kPanels == 2) LAPIDARY_PREFETCH(w1 + kAmxAheadBytes + line);
       }
+    }
+    for (const int64_t end = line + at_once < block.next_lines ? line + at_once : block.next_lines; line < end; ++line) {
+      LAPIDARY_PREFETCH(block.next[0] + line * 64);
+      if constexpr (kPanels == 2) LAPIDARY_PREFETCH(block.next[1] + line * 64);
     }
     tile_load<6>(w0, kTileRowBytes);
     tile_load<4>(x, block.input_stride);
@@ -88,31 +99,45 @@ void multiply_block(const TileBlock& block) {
 template <typename Dot>
 void multiply_tiles(const PackedTask& task, int64_t p0, int64_t p1, float* scratch) {
   const int64_t stride = Dot::input_bytes(task.k), steps = Dot::panel_tiles(task.k);
+  const int64_t slices = (steps + kSliceTiles - 1) / kSliceTiles, most = slices > 0 ? (steps + slices - 1) / slices : 1;
+  const int64_t blocks = (task.tokens + kBlockTokens - 1) / kBlockTokens;
+  const int64_t joined = 2 * joined_units((p1 - p0 + 1) / 2, blocks * kBlockTokens, stride, kPairSumBytes);
   int64_t configured = 0;
-  for (int64_t p = p0; p < p1; p += 2) {
-    const int64_t panels = p1 - p < 2 ? 1 : 2;
-    for (int64_t s = 0; s < steps; s += kSliceTiles) {
-      TileBlock block{};
-      block.input_stride = stride;
-      block.steps = steps - s < kSliceTiles ? steps - s : kSliceTiles;
-      block.first_slice = s == 0;
-      for (int64_t i = 0; i < 2; ++i) block.panels[i] = task.panels + (p + (i < panels ? i : 0)) * task.panel_bytes + s * kTileBytes;
-      for (int64_t t = 0; t < task.tokens; t += kBlockTokens) {
-        const int64_t tokens = task.tokens - t < kBlockTokens ? task.tokens - t : kBlockTokens;
-        block.input = task.input + t * stride + Dot::kInputStart + s * kTileRowBytes;
-        block.streams = t == 0;
-        block.sums = scratch + t / 16 * 2 * kTileFloats;
-        configure_tokens(tokens, configured);
-        if (tokens > 16) {
-          panels == 2 ? multiply_block<Dot, 2, 2>(block) : multiply_block<Dot, 2, 1>(block);
-        } else {
-          panels == 2 ? multiply_block<Dot, 1, 2>(block) : multiply_block<Dot, 1, 1>(block);
-        }
-        if (s + block.steps < steps) continue;
-        for (int64_t first = 0; first < tokens; first += 16) {
-          for (int64_t i = 0; i < panels; ++i) {
-            const int64_t rows = tokens - first < 16 ? tokens - first : 16;
-            Dot::finish(task, p + i, t + first, rows, block.sums + (first / 16 * 2 + i) * kTileFloats);
+  for (int64_t first = p0; first < p1; first += joined) {
+    const int64_t end = p1 - first < joined ? p1 : first + joined;
+    for (int64_t s = 0; s == 0 || s < steps; s += most) {
+      float* sums = scratch;
+      for (int64_t p = first; p < end; p += 2, sums += blocks * 4 * kTileFloats) {
+        const int64_t panels = end - p < 2 ? 1 : 2;
+        TileBlock block{};
+        block.input_stride = stride;
+        block.steps = steps - s < most ? steps - s : most;
+        block.first_slice = s == 0;
+        const bool last_slice = s + block.steps == steps;
+        const int64_t next_p = p + 2 < end ? p + 2 : last_slice ? end : first;
+        const int64_t next_s = p + 2 < end ? s : last_slice ? 0 : s + block.steps;
+        const int64_t lines = block.steps * (kTileBytes / 64);
+        for (int64_t i = 0; i < 2; ++i) block.panels[i] = task.panels + (p + (i < panels ? i : 0)) * task.panel_bytes + s * kTileBytes;
+        for (int64_t t = 0; t < blocks; ++t) {
+          const int64_t token = t * kBlockTokens, tokens = task.tokens - token < kBlockTokens ? task.tokens - token : kBlockTokens;
+          block.input = task.input + token * stride + Dot::kInputStart + s * kTileRowBytes;
+          block.streams = t == 0 && s == 0 && p == p0;
+          for (int64_t i = 0; i < 2; ++i)
+            block.next[i] = task.panels + (next_p + i) * task.panel_bytes + next_s * kTileBytes + t * lines / blocks * 64;
+          block.next_lines = (t + 1) * lines / blocks - t * lines / blocks;
+          block.sums = sums + t * 4 * kTileFloats;
+          configure_tokens(tokens, configured);
+          if (tokens > 16) {
+            panels == 2 ? multiply_block<Dot, 2, 2>(block) : multiply_block<Dot, 2, 1>(block);
+          } else {
+            panels == 2 ? multiply_block<Dot, 1, 2>(block) : multiply_block<Dot, 1, 1>(block);
+          }
+          if (!last_slice) continue;
+          for (int64_t row = 0; row < tokens; row += 16) {
+            for (int64_t i = 0; i < panels; ++i) {
+              const int64_t rows = tokens - row < 16 ? tokens - row : 16;
+              Dot::finish(task, p + i, token + row, rows, block.sums + (row / 16 * 2 + i) * kTileFloats);
+            }
           }
         }
       }
@@ -121,8 +146,10 @@ void multiply_tiles(const PackedTask& task, int64_t p0, int64_t p1, float* scrat
   tile_release();
 }
 
-size_t tiles_scratch_floats(int64_t tokens, int64_t) {
-  return static_cast<size_t>((tokens + kBlockTokens - 1) / kBlockTokens * 4 * kTileFloats);
+template <typename Dot>
+size_t tiles_scratch_floats(int64_t tokens, int64_t k) {
+  const int64_t padded_tokens = (tokens + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
+  return static_cast<size_t>(waiting_bytes(padded_tokens, Dot::input_bytes(k), kPairSumBytes)) / sizeof(float);
 }
 
 }  // namespace

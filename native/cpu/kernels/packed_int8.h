@@ -21,7 +21,7 @@ struct Int8Form {
   using Sum = I;
   using Number = IntNumber;
   static constexpr int kVectors = kIntVectors, kTileVectors = kIntTileVectors, kTileTokens = kIntTileTokens, kUnitPanels = kIntUnitPanels,
-                       kFewTokens = kIntFewTokens, kJoined = kIntJoined;
+                       kFewTokens = kIntFewTokens, kPieceTokens = kIntPieceTokens, kJoined = kIntJoined;
   static constexpr bool kWidens = kIntWidens, kAnyOrder = true;
 
   static LAPIDARY_INLINE int64_t input_bytes(int64_t k) { return 64 + packed_int8_columns(k) * static_cast<int64_t>(sizeof(Number)); }
@@ -72,7 +72,7 @@ constexpr PackedKernel kPackedInt8Kernel = {DType::i8,
                                             packed_int8_prepare_quantized,
                                             multiply_panels<Int8Form>,
                                             panels_scratch_floats<Int8Form>,
-                                            Int8Form::kFewTokens};
+                                            kMostStreamed<Int8Form>};
 
 }  // namespace
 }  // namespace lapidary::cpu

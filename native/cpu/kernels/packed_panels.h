@@ -4,8 +4,8 @@
 // four inputs. Every sum takes the groups in rising order, whatever the tiles. Two bodies:
 // - few tokens: a panel streams from memory once and meets all tokens;
 // - many tokens: slice by slice of k, so that a slice of a unit's weights stays in the first-level cache while all tokens pass by; the sums
-//   wait in memory between slices. A form may have its weights turned into operands first, once per slice. Units whose inputs would not stay
-//   in the second-level cache are joined: all of them pass by a slice of the inputs before the next.
+//   wait in memory between slices. A form may have its weights turned into operands first, once per slice. Units whose inputs would not
+//   stay in the second-level cache are joined: all of them pass by a slice of the inputs before the next.
 #pragma once
 
 #include "cpu/kernels.h"
@@ -26,6 +26,8 @@ template <class F>
 constexpr int kJoinedRows = 16 * F::kJoined / F::kVectors;
 template <class F>
 constexpr int kUnitVectors = F::kUnitPanels * F::kVectors;
+template <class F>
+constexpr int64_t kMostStreamed = F::kPieceTokens > F::kFewTokens ? F::kPieceTokens : F::kFewTokens;  // tokens
 template <class F>
 constexpr int64_t kOperandBytes = F::kWidens ? F::kVectors * int64_t{sizeof(typename F::Sum)} : kGroupBytes;  // of a group of a panel
 
@@ -92,6 +94,83 @@ void stream_panels(const PackedTask& task, int64_t p0, int64_t p1) {
     if (task.tokens < T) return stream_panels<F, T - 1>(task, p0, p1);
     for (int64_t p = p0; p < p1; ++p) stream_panel<F, T>(task, p, 0);
   }
+}
+
+// --- two passes -----------------------------------------------------------------------------------------------------------
+
+constexpr int64_t kPieceGroups = 32, kAheadPieces = 4;
+
+// Groups [group, group + groups) of panels from p on, groups even.
+struct PanelPiece {
+  int64_t p, group, groups;
+  bool is_first, is_last;  // of the panels' pieces
+  // What a pass asks for, a group of each panel for two groups multiplied: from memory, and from the second-level cache.
+  const int8_t *ahead, *near;
+};
+
+// Tokens [t, t + T), R panels. `waiting`: their sums, [T][R].
+template <class F, int T, int R>
+LAPIDARY_NOINLINE void piece_tile(const PackedTask& task, const PanelPiece& piece, int64_t t, typename F::Sum* waiting) {
+  typename F::Sum sums[T][R];
+  LAPIDARY_UNROLL for (int i = 0; i < T; ++i) {
+    LAPIDARY_UNROLL for (int r = 0; r < R; ++r) sums[i][r] = piece.is_first ? F::zero() : F::load(waiting + i * R + r);
+  }
+  const int64_t stride = F::input_bytes(task.k) / static_cast<int64_t>(sizeof(typename F::Number)), panel_bytes = task.panel_bytes;
+  const typename F::Number* x = input_numbers<F>(task, t, piece.group);
+  const int8_t *w = numbers_of(task, piece.p) + piece.group * kGroupBytes, *ahead = piece.ahead, *near = piece.near;
+  for (int64_t g = 0; g < piece.groups; g += 2, ahead += kGroupBytes, near += kGroupBytes) {
+    LAPIDARY_UNROLL for (int r = 0; r < R; ++r) {
+      LAPIDARY_PREFETCH(ahead + r * panel_bytes);
+      LAPIDARY_PREFETCH_NEAR(near + r * panel_bytes);
+    }
+    LAPIDARY_UNROLL for (int u = 0; u < 2; ++u, x += kInt8Group, w += kGroupBytes) {
+      typename F::Sum weights[R];
+      LAPIDARY_UNROLL for (int r = 0; r < R; ++r) weights[r] = F::weights(w + r * panel_bytes, 0);
+      LAPIDARY_UNROLL for (int i = 0; i < T; ++i) {
+        const auto input = F::input(x + i * stride);
+        LAPIDARY_UNROLL for (int r = 0; r < R; ++r) sums[i][r] = F::multiply_add(sums[i][r], weights[r], input);
+      }
+    }
+  }
+  LAPIDARY_UNROLL for (int i = 0; i < T; ++i) {
+    LAPIDARY_UNROLL for (int r = 0; r < R; ++r) {
+      if (piece.is_last) {
+        store_results<F>(task, sums[i] + r, t + i, piece.p + r, 0);
+      } else {
+        F::store(waiting + i * R + r, sums[i][r]);
+      }
+    }
+  }
+}
+
+template <class F, int R, int T = F::kTileTokens>
+LAPIDARY_INLINE void piece_tokens(const PackedTask& task, const PanelPiece& piece, int64_t t, int64_t tokens, typename F::Sum* waiting) {
+  if constexpr (T > 0) {
+    if (tokens < T) return piece_tokens<F, R, T - 1>(task, piece, t, tokens, waiting);
+    piece_tile<F, T, R>(task, piece, t, waiting);
+  }
+}
+
+template <class F, int R = F::kUnitPanels>
+void stream_pieces(const PackedTask& task, int64_t p0, int64_t p1) {
+  static_assert(F::kVectors == 1 && F::kPieceTokens <= 2 * F::kTileTokens);
+  typename F::Sum waiting[2][F::kTileTokens * R];
+  const int64_t groups = panel_groups(task.k), pieces = groups > 0 ? (groups + kPieceGroups - 1) / kPieceGroups : 1;
+  const int64_t tokens = (task.tokens + 1) / 2;  // of the first pass
+  int64_t p = p0, ahead_p = p0, ahead_piece = kAheadPieces;
+  for (; p + R <= p1; p += R) {
+    for (int64_t i = 0; i < pieces; ++i, ++ahead_piece) {
+      for (; ahead_piece >= pieces; ahead_piece -= pieces) ahead_p += R;
+      const int64_t group = i * kPieceGroups;
+      PanelPiece piece{p, group, groups - group < kPieceGroups ? groups - group : kPieceGroups, i == 0, i + 1 == pieces, nullptr, nullptr};
+      piece.ahead = numbers_of(task, ahead_p) + ahead_piece * kPieceGroups * kGroupBytes;
+      piece.near = piece.is_last ? numbers_of(task, p + R) : numbers_of(task, p) + (group + kPieceGroups) * kGroupBytes;
+      piece_tokens<F, R>(task, piece, 0, tokens, waiting[0]);
+      piece.ahead += kPieceGroups / 2 * kGroupBytes, piece.near += kPieceGroups / 2 * kGroupBytes;
+      piece_tokens<F, R>(task, piece, tokens, task.tokens - tokens, waiting[1]);
+    }
+  }
+  if constexpr (R > 1) stream_pieces<F, R - 1>(task, p, p1);
 }
 
 // --- many tokens ----------------------------------------------------------------------------------------------------------
@@ -211,6 +290,9 @@ void widen_slice(const int8_t* numbers, int64_t panel_bytes, int64_t panels, int
 template <class F>
 void multiply_panels(const PackedTask& task, int64_t p0, int64_t p1, float* scratch) {
   if (task.tokens <= F::kFewTokens) return stream_panels<F>(task, p0, p1);
+  if constexpr (F::kPieceTokens > 0) {
+    if (task.tokens <= F::kPieceTokens) return stream_pieces<F>(task, p0, p1);
+  }
   const int64_t groups = panel_groups(task.k), most = slice_groups<F>(task.k);
   const int64_t tiles = (task.tokens + F::kTileTokens - 1) / F::kTileTokens, least = task.tokens / tiles, larger = task.tokens % tiles;
   const int64_t units = (p1 - p0 + F::kUnitPanels - 1) / F::kUnitPanels, slices = groups > 0 ? (groups + most - 1) / most : 1;
@@ -225,12 +307,12 @@ void multiply_panels(const PackedTask& task, int64_t p0, int64_t p1, float* scra
       typename F::Sum* sums = waiting;
       for (int64_t p = first; p < end; p += F::kUnitPanels, sums += task.tokens * kUnitVectors<F>) {
         const int64_t panels = end - p < F::kUnitPanels ? end - p : F::kUnitPanels;
-        PanelSlice slice{p, panels, group, count, s == 0, s + 1 == slices};
+        PanelSlice slice{p, panels, group, count, s == 0, s + 1 == slices, nullptr, task.panel_bytes, nullptr, 0, 0, 0};
         const int8_t* numbers = numbers_of(task, p) + group * kGroupBytes;
         const int8_t* following = p + panels < end ? numbers_of(task, p + panels) + group * kGroupBytes
                                   : slice.is_last  ? numbers_of(task, end)
                                                    : numbers_of(task, first) + (group + count) * kGroupBytes;
-        slice.operands = reinterpret_cast<const std::byte*>(numbers), slice.stride = task.panel_bytes;
+        slice.operands = reinterpret_cast<const std::byte*>(numbers);
         if constexpr (F::kWidens) {
           widen_slice<F>(numbers, task.panel_bytes, panels, count, widened);
           slice.operands = widened, slice.stride = count * kOperandBytes<F>;
@@ -252,7 +334,7 @@ void multiply_panels(const PackedTask& task, int64_t p0, int64_t p1, float* scra
 
 template <class F>
 size_t panels_scratch_floats(int64_t tokens, int64_t k) {
-  if (tokens <= F::kFewTokens) return 0;
+  if (tokens <= kMostStreamed<F>) return 0;
   const int64_t bytes = waiting_bytes(tokens, F::input_bytes(k), kTokenSumBytes<F>) +
                         (F::kWidens ? F::kUnitPanels * slice_groups<F>(k) * kOperandBytes<F> : 0);
   return static_cast<size_t>(bytes + 3) / 4;

@@ -17,7 +17,7 @@ struct WeightsForm {
   using Sum = V;
   using Number = float;
   static constexpr int kVectors = 4, kTileVectors = kQuadVectors, kTileTokens = kQuadTokens, kUnitPanels = 1, kFewTokens = kQuadFewTokens,
-                       kJoined = kQuadVectors;
+                       kPieceTokens = 0, kJoined = kQuadVectors;
   static constexpr bool kWidens = true, kAnyOrder = false;
 
   static LAPIDARY_INLINE int64_t input_bytes(int64_t k) { return 64 + packed_int8_columns(k) * 4; }

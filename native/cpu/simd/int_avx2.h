@@ -30,7 +30,8 @@ LAPIDARY_INLINE void store_rows(float* out, __m256i sums, int offset_bits, const
 #ifdef LAPIDARY_VNNI
 // The instruction multiplies unsigned by signed bytes: inputs are moved up by 128, and 128 times the row sums is taken off again.
 using IntNumber = uint8_t;
-constexpr int kIntVectors = 2, kIntTileVectors = 2, kIntTileTokens = 6, kIntUnitPanels = 1, kIntFewTokens = 6, kIntJoined = 1;
+constexpr int kIntVectors = 2, kIntTileVectors = 2, kIntTileTokens = 6, kIntUnitPanels = 1, kIntFewTokens = 6, kIntPieceTokens = 0,
+              kIntJoined = 1;
 constexpr bool kIntWidens = false;
 LAPIDARY_INLINE IntNumber int_number(int8_t q) { return static_cast<uint8_t>(q ^ -128); }
 LAPIDARY_INLINE I int_weights(const int8_t* group, int v) { return int_load(group + 32 * v); }
@@ -52,7 +53,8 @@ LAPIDARY_INLINE void int_store_rows(float* out, const I* sums, const int32_t* ro
 }
 #else
 using IntNumber = int16_t;
-constexpr int kIntVectors = 4, kIntTileVectors = 2, kIntTileTokens = 6, kIntUnitPanels = 1, kIntFewTokens = 2, kIntJoined = 2;
+constexpr int kIntVectors = 4, kIntTileVectors = 2, kIntTileTokens = 6, kIntUnitPanels = 1, kIntFewTokens = 2, kIntPieceTokens = 0,
+              kIntJoined = 2;
 constexpr bool kIntWidens = true;
 LAPIDARY_INLINE IntNumber int_number(int8_t q) { return q; }
 LAPIDARY_INLINE I int_weights(const int8_t* group, int v) {

@@ -28,7 +28,8 @@ LAPIDARY_INLINE void store_rows(float* out, __m512i sums, int offset_bits, const
 #ifdef LAPIDARY_VNNI
 // The instruction multiplies unsigned by signed bytes: inputs are moved up by 128, and 128 times the row sums is taken off again.
 using IntNumber = uint8_t;
-constexpr int kIntVectors = 1, kIntTileVectors = 3, kIntTileTokens = 8, kIntUnitPanels = 3, kIntFewTokens = 16, kIntJoined = 1;
+constexpr int kIntVectors = 1, kIntTileVectors = 3, kIntTileTokens = 8, kIntUnitPanels = 3, kIntFewTokens = 8, kIntPieceTokens = 16,
+              kIntJoined = 1;
 constexpr bool kIntWidens = false;
 LAPIDARY_INLINE IntNumber int_number(int8_t q) { return static_cast<uint8_t>(q ^ -128); }
 LAPIDARY_INLINE I int_weights(const int8_t* group, int) { return {_mm512_loadu_si512(group)}; }
@@ -50,7 +51,8 @@ LAPIDARY_INLINE void int_store_rows(float* out, const I* sums, const int32_t* ro
 }
 #else
 using IntNumber = int16_t;
-constexpr int kIntVectors = 2, kIntTileVectors = 4, kIntTileTokens = 6, kIntUnitPanels = 2, kIntFewTokens = 6, kIntJoined = 2;
+constexpr int kIntVectors = 2, kIntTileVectors = 4, kIntTileTokens = 6, kIntUnitPanels = 2, kIntFewTokens = 6, kIntPieceTokens = 0,
+              kIntJoined = 2;
 constexpr bool kIntWidens = true;
 LAPIDARY_INLINE IntNumber int_number(int8_t q) { return q; }
 LAPIDARY_INLINE I int_weights(const int8_t* group, int v) {

@@ -35,7 +35,8 @@ LAPIDARY_INLINE void store_rows(float* out, int32x4_t sums, float x_scale, const
 
 // Register tiles: 32 registers.
 #ifdef LAPIDARY_DOT
-constexpr int kIntVectors = 4, kIntTileVectors = 4, kIntTileTokens = 5, kIntUnitPanels = 1, kIntFewTokens = 5, kIntJoined = 1;
+constexpr int kIntVectors = 4, kIntTileVectors = 4, kIntTileTokens = 5, kIntUnitPanels = 1, kIntFewTokens = 5, kIntPieceTokens = 0,
+              kIntJoined = 1;
 LAPIDARY_INLINE I int_weights(const int8_t* group, int v) { return int_load(group + 16 * v); }
 LAPIDARY_INLINE I int_multiply_add(I sum, I weights, I x) {
   return {vdotq_s32(sum.v, vreinterpretq_s8_s32(weights.v), vreinterpretq_s8_s32(x.v))};
@@ -44,7 +45,8 @@ LAPIDARY_INLINE void int_store_rows(float* out, const I* sums, const int32_t*, f
   store_rows(out, sums[0].v, x_scale, w_scales);
 }
 #else
-constexpr int kIntVectors = 8, kIntTileVectors = 8, kIntTileTokens = 2, kIntUnitPanels = 1, kIntFewTokens = 2, kIntJoined = 2;
+constexpr int kIntVectors = 8, kIntTileVectors = 8, kIntTileTokens = 2, kIntUnitPanels = 1, kIntFewTokens = 2, kIntPieceTokens = 0,
+              kIntJoined = 2;
 // Eight bytes, in the low half.
 LAPIDARY_INLINE I int_weights(const int8_t* group, int v) {
   return {vreinterpretq_s32_s8(vcombine_s8(vld1_s8(group + 8 * v), vdup_n_s8(0)))};

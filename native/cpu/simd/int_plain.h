@@ -14,8 +14,10 @@ struct I {
 // Numbers of one input group: [kIntGroup] IntNumber.
 using IntNumber = int8_t;
 // kIntVectors I are the sums of a panel; a tile is kIntTileVectors I times kIntTileTokens tokens, work is shared in kIntUnitPanels panels.
-// Up to kIntFewTokens tokens read the panel as it streams in from memory. int_store_rows takes kIntJoined I at once.
-constexpr int kIntVectors = 1, kIntTileVectors = 1, kIntTileTokens = 2, kIntUnitPanels = 1, kIntFewTokens = 2, kIntJoined = 1;
+// Up to kIntFewTokens tokens read the panel as it streams in from memory, up to kIntPieceTokens in two passes. int_store_rows takes
+// kIntJoined I at once.
+constexpr int kIntVectors = 1, kIntTileVectors = 1, kIntTileTokens = 2, kIntUnitPanels = 1, kIntFewTokens = 2, kIntPieceTokens = 0,
+              kIntJoined = 1;
 // Whether weights are turned into operands beforehand when there are many tokens.
 constexpr bool kIntWidens = false;
 

@@ -136,6 +136,17 @@ TEST("packed bf16: every kernel is right on awkward sizes") {
   check_sizes(17, 1152, {2, 5, 7, 12, 13, 33, 65});
 }
 
+TEST("packed bf16: pairs of panels that are joined have the bits of each alone") {
+  const int64_t n = 100, k = 530, tokens = 1090;  // more than kCachedInputBytes of inputs
+  const Linear w = packed({weights(DType::bf16, n, k, 1).t, nullptr});
+  const std::vector<float> x = values_of(activations(DType::f32, {tokens, k}, 2).t);
+  for (const NamedKernel& named : bf16_kernels()) {
+    const std::vector<float> joined = run_packed(*named.kernel, w, x.data(), tokens),
+                             alone = run_packed(*named.kernel, w, x.data(), tokens, {}, 2);
+    CHECK_MSG(same_bits(joined, alone), named.name);
+  }
+}
+
 TEST("packed bf16: a row's bits do not depend on the rows beside it, nor on the cut") {
   for (int64_t k : {33, 640, 1152}) {
     const Owned weight = weights(DType::bf16, 49, k, 5);

@@ -78,10 +78,14 @@ std::vector<uint8_t> product(const PackedKernel& kernel, const Panels& panels, c
                              int64_t p0) {
   const int64_t n = w.linear.out(), k = w.linear.in();
   Owned out(DType::f32, {tokens, n + 5});
-  const Buffer scratch = allocate_host((kernel.scratch_floats(tokens, k) + 16) * 4);
+  const size_t scratch_bytes = kernel.scratch_floats(tokens, k) * 4;
+  const Buffer scratch = allocate_host(scratch_bytes + 64);
+  const std::vector<std::byte> behind(64, std::byte{0x3c});
+  std::memcpy(scratch.memory.get() + scratch_bytes, behind.data(), 64);
   const PackedTask task{
       input.memory.get(), tokens, panels.memory.memory.get(), panels.bytes, n, k, w.scale.t.as<float>(), out.t.as<float>() + 3, n + 5, 0};
   kernel.multiply(task, p0, panels.count, reinterpret_cast<float*>(scratch.memory.get()));
+  CHECK(std::memcmp(scratch.memory.get() + scratch_bytes, behind.data(), 64) == 0);
   return bits_of(out.t);
 }
 
@@ -125,12 +129,34 @@ void check_int8(const Int8Weight& w, const Tensor& x, std::initializer_list<int6
 
 TEST("packed int8: exact for every instruction set and size") {
   uint64_t seed = 1;
-  for (int64_t k : {1, 63, 64, 65, 640, 1152}) {
+  for (int64_t k : {1, 63, 64, 65, 200, 640, 1152}) {
     for (int64_t n : {1, 15, 16, 17, 47, 48, 49, 100}) {
       if (k > 100 && n != 17 && n != 100) continue;
       const Int8Weight w = int8_weight(n, k, ++seed);
       const Owned x = int8_numbers({130, k}, ++seed);
       check_int8(w, x.t, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 33, 64, 65, 130});
+    }
+  }
+}
+
+// More than kCachedInputBytes of inputs; the units of 12 panels, of 11 without the first, make several groups, not all as large.
+TEST("packed int8: exact where units are joined") {
+  const int64_t k = 1600, most = 701;
+  const Int8Weight w = int8_weight(11 * kPackedRows + 5, k, 1);
+  const Owned x = int8_numbers({most, k}, 2);
+  check_int8(w, x.t, {most, most - 1});
+}
+
+// A caller's scratch is for the most tokens, its last block of tokens may be smaller.
+TEST("packed int8: fewer tokens need no more scratch") {
+  for (const auto& [label, kernel] : kernels_for(DType::i8)) {
+    for (int64_t k : {64, 1152, 6912}) {
+      size_t before = 0;
+      for (int64_t tokens = 1; tokens <= 1030; ++tokens) {
+        const size_t floats = kernel->scratch_floats(tokens, k);
+        CHECK_MSG(floats >= before, label << ": " << tokens << " tokens of " << k);
+        before = floats;
+      }
     }
   }
 }
@@ -179,6 +205,27 @@ TEST("packed int8: f32 inputs keep their order for every instruction set, size a
           }
         }
       }
+    }
+  }
+}
+
+TEST("packed int8: f32 inputs keep their order where units are joined") {
+  const int64_t n = 11 * kPackedRows + 5, k = 1400, tokens = 200;
+  const Int8Weight w = int8_weight(n, k, 1);
+  const Panels panels(w.q.t);
+  const Owned x = activations(DType::f32, {tokens, k}, 2);
+  for (const auto& [label, kernel] : kernels_for(DType::f32)) {
+    const int64_t bytes = kernel->input_bytes(k);
+    const Buffer input = allocate_host(static_cast<size_t>(tokens * bytes));
+    for (int64_t t = 0; t < tokens; ++t) kernel->prepare(x.t.as<float>() + t * k, k, {}, input.memory.get() + t * bytes);
+    const std::vector<uint8_t> all = product(*kernel, panels, w, input, tokens, 0);
+    // The same rows in batches whose inputs are small enough for one unit after another.
+    for (int64_t t = 0; t < tokens; t += 50) {
+      const Buffer part = allocate_host(static_cast<size_t>(50 * bytes));
+      std::memcpy(part.memory.get(), input.memory.get() + t * bytes, static_cast<size_t>(50 * bytes));
+      const std::vector<uint8_t> want = product(*kernel, panels, w, part, 50, 0);
+      const bool same = std::memcmp(all.data() + static_cast<size_t>(t * (n + 5)) * 4, want.data(), want.size()) == 0;
+      CHECK_MSG(same, label << ": rows from " << t << " on");
     }
   }
 }
