@@ -72,7 +72,7 @@ constexpr PackedKernel kPackedInt8Kernel = {DType::i8,
                                             packed_int8_prepare_quantized,
                                             multiply_panels<Int8Form>,
                                             panels_scratch_floats<Int8Form>,
-                                            kMostStreamed<Int8Form>};
+                                            Int8Form::kFewTokens};
 
 }  // namespace
 }  // namespace lapidary::cpu
