@@ -105,7 +105,7 @@ struct PanelPiece {
   int64_t p, group, groups;
   bool is_first, is_last;  // of the panels' pieces
   // What a pass asks for, a group of each panel for two groups multiplied: from memory, and from the second-level cache.
-  const int8_t *ahead, *near;
+  const int8_t *ahead, *soon;
 };
 
 // Tokens [t, t + T), R panels. `waiting`: their sums, [T][R].
@@ -117,11 +117,11 @@ LAPIDARY_NOINLINE void piece_tile(const PackedTask& task, const PanelPiece& piec
   }
   const int64_t stride = F::input_bytes(task.k) / static_cast<int64_t>(sizeof(typename F::Number)), panel_bytes = task.panel_bytes;
   const typename F::Number* x = input_numbers<F>(task, t, piece.group);
-  const int8_t *w = numbers_of(task, piece.p) + piece.group * kGroupBytes, *ahead = piece.ahead, *near = piece.near;
-  for (int64_t g = 0; g < piece.groups; g += 2, ahead += kGroupBytes, near += kGroupBytes) {
+  const int8_t *w = numbers_of(task, piece.p) + piece.group * kGroupBytes, *ahead = piece.ahead, *soon = piece.soon;
+  for (int64_t g = 0; g < piece.groups; g += 2, ahead += kGroupBytes, soon += kGroupBytes) {
     LAPIDARY_UNROLL for (int r = 0; r < R; ++r) {
       LAPIDARY_PREFETCH(ahead + r * panel_bytes);
-      LAPIDARY_PREFETCH_NEAR(near + r * panel_bytes);
+      LAPIDARY_PREFETCH_NEAR(soon + r * panel_bytes);
     }
     LAPIDARY_UNROLL for (int u = 0; u < 2; ++u, x += kInt8Group, w += kGroupBytes) {
       typename F::Sum weights[R];
@@ -164,9 +164,9 @@ void stream_pieces(const PackedTask& task, int64_t p0, int64_t p1) {
       const int64_t group = i * kPieceGroups;
       PanelPiece piece{p, group, groups - group < kPieceGroups ? groups - group : kPieceGroups, i == 0, i + 1 == pieces, nullptr, nullptr};
       piece.ahead = numbers_of(task, ahead_p) + ahead_piece * kPieceGroups * kGroupBytes;
-      piece.near = piece.is_last ? numbers_of(task, p + R) : numbers_of(task, p) + (group + kPieceGroups) * kGroupBytes;
+      piece.soon = piece.is_last ? numbers_of(task, p + R) : numbers_of(task, p) + (group + kPieceGroups) * kGroupBytes;
       piece_tokens<F, R>(task, piece, 0, tokens, waiting[0]);
-      piece.ahead += kPieceGroups / 2 * kGroupBytes, piece.near += kPieceGroups / 2 * kGroupBytes;
+      piece.ahead += kPieceGroups / 2 * kGroupBytes, piece.soon += kPieceGroups / 2 * kGroupBytes;
       piece_tokens<F, R>(task, piece, tokens, task.tokens - tokens, waiting[1]);
     }
   }
