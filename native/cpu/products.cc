@@ -13,6 +13,9 @@ constexpr int64_t kUnitTokens = 512, kLeastUnitTokens = 64;
 constexpr int64_t kUnitsPerThread = 4;
 // Numbers of a range at least, for few tokens: a stream takes a while to come up to speed.
 constexpr int64_t kLeastStream = 32 * 1024;
+// So few tokens pass through up to so many panels of one weight of a gated product before the other's turn: streams are long, and the
+// results still wait in a cache.
+constexpr int64_t kStreamTokens = 16, kStreamedPanels = 256;
 // Many tokens: units of block kernels, whose inputs are large, are joined up to so many at a time where threads still find enough of them.
 constexpr int64_t kMostJoined = 4;
 
@@ -20,9 +23,9 @@ constexpr int64_t kMostJoined = 4;
 struct Cut {
   int64_t unit_panels, unit_tokens, token_blocks;
 
-  // fine: units of one panel where the kernel does not mind, for the balance of threads; not where a unit goes from one weight to another.
-  Cut(const PreparedInput& input, int64_t all_panels, int threads, bool fine)
-      : unit_panels(fine && input.tokens <= input.kernel->single_tokens ? 1 : input.kernel->unit_panels) {
+  // Units of one panel where the kernel does not mind, for the balance of threads.
+  Cut(const PreparedInput& input, int64_t all_panels, int threads)
+      : unit_panels(input.tokens <= input.kernel->single_tokens ? 1 : input.kernel->unit_panels) {
     const int64_t wanted = threads * kUnitsPerThread;
     const bool blocks_of_many = dtype_info(input.kernel->weight).block_elements > 1 && input.tokens >= kLeastUnitTokens;
     if (blocks_of_many) unit_panels *= std::clamp<int64_t>(all_panels / unit_panels / (2 * wanted), 1, kMostJoined);
@@ -40,9 +43,10 @@ struct Cut {
     PackedTask task;
     int64_t p0, p1;
   };
-  Unit unit(const PreparedInput& input, const PackedTask& task, int64_t panels, int64_t index) const {
+  // `count` units that follow each other: more than one only where all tokens make one block.
+  Unit unit(const PreparedInput& input, const PackedTask& task, int64_t panels, int64_t index, int64_t count = 1) const {
     const int64_t p0 = index / token_blocks * unit_panels, t0 = index % token_blocks * unit_tokens;
-    Unit u{task, p0, std::min(p0 + unit_panels, panels)};
+    Unit u{task, p0, std::min(p0 + count * unit_panels, panels)};
     u.task.input += t0 * input.kernel->input_bytes(input.k);
     u.task.tokens = std::min(unit_tokens, input.tokens - t0);
     u.task.out += t0 * task.out_stride;
@@ -163,7 +167,7 @@ void multiply(const Kernels& kernels, ThreadPool& pool, const PreparedInput& inp
   int64_t all_panels = 0, all_units = 0;
   size_t panel_floats = 0;
   for (const auto& [w, out] : projections) all_panels += (w.out() + kPackedRows - 1) / kPackedRows;
-  const Cut cut(input, all_panels, pool.threads(), /*fine=*/true);
+  const Cut cut(input, all_panels, pool.threads());
   for (const auto& [w, out] : projections) {
     expect(out.dtype == DType::f32 && out.elements() == input.tokens * w.out(), ErrorCode::internal, "product: out ", out.shape_text(),
            " for ", input.tokens, " tokens and weight ", w.weight.shape_text());
@@ -183,8 +187,7 @@ void multiply(const Kernels& kernels, ThreadPool& pool, const PreparedInput& inp
       const bool joins = cut.token_blocks == 1 && p.factor.ready();
       for (int64_t u = std::max(begin, first), last = std::min(end, first + p.units); u < last;) {
         const int64_t count = joins ? last - u : 1;
-        Cut::Unit unit = cut.unit(input, p.factor.task, p.factor.panels, u - first);
-        unit.p1 = std::min(unit.p0 + count * cut.unit_panels, p.factor.panels);
+        const Cut::Unit unit = cut.unit(input, p.factor.task, p.factor.panels, u - first, count);
         u += count;
         p.factor.multiply(*input.kernel, unit.task, unit.p0, unit.p1, scratch, p.factor, unit.p1);
       }
@@ -198,9 +201,11 @@ void multiply_gated(const Kernels& kernels, ThreadPool& pool, const PreparedInpu
   const int64_t ffn = gate.out(), panels = (ffn + kPackedRows - 1) / kPackedRows;
   expect(up.out() == ffn && out.elements() == input.tokens * ffn && is_act(out), ErrorCode::internal, "gated product: gate ",
          gate.weight.shape_text(), ", up ", up.weight.shape_text(), ", out ", out.shape_text());
-  const Cut cut(input, 2 * panels, pool.threads(), /*fine=*/false);
+  const Cut cut(input, 2 * panels, pool.threads());
   const Factor factors[2] = {Factor(kernels, input, gate), Factor(kernels, input, up)};
-  const int64_t width = cut.unit_panels * kPackedRows, most_tokens = std::min(input.tokens, cut.unit_tokens);
+  const bool streams = input.tokens <= kStreamTokens && factors[0].ready() && factors[1].ready();
+  const int64_t at_once = streams ? kStreamedPanels / cut.unit_panels : 1;  // units
+  const int64_t width = std::min(at_once * cut.unit_panels, panels) * kPackedRows, most_tokens = std::min(input.tokens, cut.unit_tokens);
   const size_t half_floats = static_cast<size_t>(most_tokens * width);
   const size_t kernel_floats = input.kernel->scratch_floats(most_tokens, input.k) +
                                std::max(factors[0].scratch_floats(cut.unit_panels), factors[1].scratch_floats(cut.unit_panels));
@@ -209,10 +214,10 @@ void multiply_gated(const Kernels& kernels, ThreadPool& pool, const PreparedInpu
   pool.parallel_shrinking(units, cut.least_units(input.k), [&](int64_t begin, int64_t end) {
     float* scratch = thread_scratch(ScratchUse::kernel, 2 * half_floats + kernel_floats);
     float* halves[2] = {scratch, scratch + half_floats};
-    for (int64_t u = begin; u < end; ++u) {
+    for (int64_t u = begin; u < end; u += at_once) {
       Cut::Unit unit{};
       for (int i = 0; i < 2; ++i) {
-        unit = cut.unit(input, factors[i].task, panels, u);
+        unit = cut.unit(input, factors[i].task, panels, u, std::min(at_once, end - u));
         unit.task.out_stride = width;
         unit.task.out = halves[i];
         unit.task.out_first = unit.p0 * kPackedRows;
