@@ -47,7 +47,7 @@ struct Int8Dot {
       std::memcpy(&scale, task.input + (token + t) * input_bytes(task.k), sizeof scale);
       std::memcpy(totals, sums + 16 * t, sizeof totals);
       for (int i = 0; i < 16; ++i) out[i] = static_cast<float>(static_cast<int32_t>(totals[i] - 128 * row_sums[i])) * (scale * w_scales[i]);
-      std::memcpy(task.out + (token + t) * task.out_stride + p * 16 - task.out_first, out, static_cast<size_t>(columns) * sizeof(float));
+      store_lanes(task.out + (token + t) * task.out_stride + p * 16 - task.out_first, load(out), columns);
     }
   }
 };

@@ -15,8 +15,10 @@
 namespace lapidary::cpu {
 namespace {
 
-constexpr int64_t kTileBytes = 1024, kTileRowBytes = 64, kTileFloats = kTileBytes / 4;
-constexpr int64_t kBlockTokens = 32, kSliceTiles = 16;
+constexpr int64_t kTileBytes = 1024, kTileRowBytes = 64, kTileFloats = kTileBytes / 4, kBlockFloats = 4 * kTileFloats;
+constexpr int64_t kBlockTokens = 32;
+// Tiles of two panels and of a block's tokens, and their sums, lie in the first-level cache together.
+constexpr int64_t kSliceTiles = 10;
 constexpr int64_t kPairSumBytes = 2 * kTileRowBytes;  // of a token and two panels
 // How far ahead the first slice of a call is fetched; the others are while the tokens pass by the one before.
 constexpr int64_t kAmxAheadBytes = 4096;
@@ -46,23 +48,25 @@ struct TileBlock {
   bool first_slice, streams;  // streams: the panels come from memory, not asked for before
   const std::byte* next[2];   // the lines of the next slice's panels that this block asks for
   int64_t next_lines;         // of each
-  float* sums;                // [token tile][panel] tiles
+  const float* sums;          // [token tile][panel] tiles, not read by the first slice
+  float* to;                  // where they go
 };
 
 template <typename Dot, int kTokenTiles, int kPanels>
 void multiply_block(const TileBlock& block) {
   const auto each_sum = [&](auto&& fn0, auto&& fn1, auto&& fn2, auto&& fn3) {
-    fn0(block.sums);
-    if constexpr (kPanels == 2) fn1(block.sums + kTileFloats);
-    if constexpr (kTokenTiles == 2) fn2(block.sums + 2 * kTileFloats);
-    if constexpr (kTokenTiles == 2 && kPanels == 2) fn3(block.sums + 3 * kTileFloats);
+    fn0(0);
+    if constexpr (kPanels == 2) fn1(kTileFloats);
+    if constexpr (kTokenTiles == 2) fn2(2 * kTileFloats);
+    if constexpr (kTokenTiles == 2 && kPanels == 2) fn3(3 * kTileFloats);
   };
   if (block.first_slice) {
-    each_sum([](float*) { tile_zero<0>(); }, [](float*) { tile_zero<1>(); }, [](float*) { tile_zero<2>(); },
-             [](float*) { tile_zero<3>(); });
+    each_sum([](int64_t) { tile_zero<0>(); }, [](int64_t) { tile_zero<1>(); }, [](int64_t) { tile_zero<2>(); },
+             [](int64_t) { tile_zero<3>(); });
   } else {
-    each_sum([](float* p) { tile_load<0>(p, kTileRowBytes); }, [](float* p) { tile_load<1>(p, kTileRowBytes); },
-             [](float* p) { tile_load<2>(p, kTileRowBytes); }, [](float* p) { tile_load<3>(p, kTileRowBytes); });
+    const float* from = block.sums;
+    each_sum([&](int64_t i) { tile_load<0>(from + i, kTileRowBytes); }, [&](int64_t i) { tile_load<1>(from + i, kTileRowBytes); },
+             [&](int64_t i) { tile_load<2>(from + i, kTileRowBytes); }, [&](int64_t i) { tile_load<3>(from + i, kTileRowBytes); });
   }
   const std::byte *x = block.input, *w0 = block.panels[0], *w1 = block.panels[1];
   const int64_t at_once = block.steps > 0 ? (block.next_lines + block.steps - 1) / block.steps : 0;
@@ -91,8 +95,8 @@ void multiply_block(const TileBlock& block) {
       if constexpr (kPanels == 2) Dot::template step<3, 5, 7>();
     }
   }
-  each_sum([](float* p) { tile_store<0>(p, kTileRowBytes); }, [](float* p) { tile_store<1>(p, kTileRowBytes); },
-           [](float* p) { tile_store<2>(p, kTileRowBytes); }, [](float* p) { tile_store<3>(p, kTileRowBytes); });
+  each_sum([&](int64_t i) { tile_store<0>(block.to + i, kTileRowBytes); }, [&](int64_t i) { tile_store<1>(block.to + i, kTileRowBytes); },
+           [&](int64_t i) { tile_store<2>(block.to + i, kTileRowBytes); }, [&](int64_t i) { tile_store<3>(block.to + i, kTileRowBytes); });
 }
 
 // Dot: step<C, A, B>(), input_bytes(k), where a row's operands begin, panel tiles of k, and finish(), which stores one tile of sums.
@@ -102,12 +106,13 @@ void multiply_tiles(const PackedTask& task, int64_t p0, int64_t p1, float* scrat
   const int64_t slices = (steps + kSliceTiles - 1) / kSliceTiles, most = slices > 0 ? (steps + slices - 1) / slices : 1;
   const int64_t blocks = (task.tokens + kBlockTokens - 1) / kBlockTokens;
   const int64_t joined = 2 * joined_units((p1 - p0 + 1) / 2, blocks * kBlockTokens, stride, kPairSumBytes);
+  float* const finished = scratch;  // the sums of the block at hand, after its last slice; those of others wait behind them
   int64_t configured = 0;
   for (int64_t first = p0; first < p1; first += joined) {
     const int64_t end = p1 - first < joined ? p1 : first + joined;
     for (int64_t s = 0; s == 0 || s < steps; s += most) {
-      float* sums = scratch;
-      for (int64_t p = first; p < end; p += 2, sums += blocks * 4 * kTileFloats) {
+      float* sums = scratch + kBlockFloats;
+      for (int64_t p = first; p < end; p += 2, sums += blocks * kBlockFloats) {
         const int64_t panels = end - p < 2 ? 1 : 2;
         TileBlock block{};
         block.input_stride = stride;
@@ -125,7 +130,8 @@ void multiply_tiles(const PackedTask& task, int64_t p0, int64_t p1, float* scrat
           for (int64_t i = 0; i < 2; ++i)
             block.next[i] = task.panels + (next_p + i) * task.panel_bytes + next_s * kTileBytes + t * lines / blocks * 64;
           block.next_lines = (t + 1) * lines / blocks - t * lines / blocks;
-          block.sums = sums + t * 4 * kTileFloats;
+          float* waiting = sums + t * kBlockFloats;
+          block.sums = waiting, block.to = last_slice ? finished : waiting;
           configure_tokens(tokens, configured);
           if (tokens > 16) {
             panels == 2 ? multiply_block<Dot, 2, 2>(block) : multiply_block<Dot, 2, 1>(block);
@@ -136,7 +142,7 @@ void multiply_tiles(const PackedTask& task, int64_t p0, int64_t p1, float* scrat
           for (int64_t row = 0; row < tokens; row += 16) {
             for (int64_t i = 0; i < panels; ++i) {
               const int64_t rows = tokens - row < 16 ? tokens - row : 16;
-              Dot::finish(task, p + i, token + row, rows, block.sums + (row / 16 * 2 + i) * kTileFloats);
+              Dot::finish(task, p + i, token + row, rows, finished + (row / 16 * 2 + i) * kTileFloats);
             }
           }
         }
@@ -149,7 +155,7 @@ void multiply_tiles(const PackedTask& task, int64_t p0, int64_t p1, float* scrat
 template <typename Dot>
 size_t tiles_scratch_floats(int64_t tokens, int64_t k) {
   const int64_t padded_tokens = (tokens + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
-  return static_cast<size_t>(waiting_bytes(padded_tokens, Dot::input_bytes(k), kPairSumBytes)) / sizeof(float);
+  return static_cast<size_t>(kBlockFloats + waiting_bytes(padded_tokens, Dot::input_bytes(k), kPairSumBytes) / 4);
 }
 
 }  // namespace
