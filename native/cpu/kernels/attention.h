@@ -229,9 +229,8 @@ void value_row_tile(const float* p, const float* rescale, BlockRange keys, const
       [&](int64_t key, V(&v)[D]) {
         const V scale = row_scale<W>(side, key);
         const uint8_t* row = side.data + key * row_bytes;
-        if (side.ahead != 0) {
-          LAPIDARY_UNROLL for (int b = 0; b < 64 * D / W::kWord; b += 64) LAPIDARY_PREFETCH(row + d * 4 / W::kWord + b + side.ahead);
-        }
+        constexpr int64_t kBytes = 64 * D / W::kWord;
+        if (side.next) ask_for<kBytes>(side.next + (d / (16 * D) * kBlockKeys + key) * kBytes);
         LAPIDARY_UNROLL for (int j = 0; j < D; ++j) v[j] = read_row<W>(row, d + 16 * j, n - 16 * j, scale);
       },
       out, out_stride);
@@ -284,21 +283,22 @@ struct Block {
   BlockSide keys, values;
 };
 
-// Block `block` of the tile's keys; `next`: the one after it is wanted too.
+// Block `block` of the tile's keys; `next`: the one after it is wanted too. Values follow keys, the next block's keys follow values.
 Block find_block(const AttentionTile& tile, int64_t block, bool next) {
   const int64_t element = tile.dtype == DType::f32 ? 4 : tile.dtype == DType::bf16 ? 2 : 1;
   if (tile.pages == nullptr) {
     const int64_t rows = tile.visible[0].end, first = tile.kv_head * rows + block * kBlockKeys, at = first * tile.head_dim * element;
     const int64_t left = rows - block * kBlockKeys < kBlockKeys ? rows - block * kBlockKeys : kBlockKeys;
-    return {{static_cast<const uint8_t*>(tile.prefix_k) + at, nullptr, left, 0},
-            {static_cast<const uint8_t*>(tile.prefix_v) + at, nullptr, left, 0}};
+    return {{static_cast<const uint8_t*>(tile.prefix_k) + at, nullptr, left, nullptr},
+            {static_cast<const uint8_t*>(tile.prefix_v) + at, nullptr, left, nullptr}};
   }
   const int64_t rows = tile.num_kv_heads * kBlockKeys, side = rows * tile.head_dim * element, first = tile.kv_head * kBlockKeys;
   const int64_t at = first * tile.head_dim * element;
   const uint8_t* page = static_cast<const uint8_t*>(tile.pages[block % tile.num_pages]);
-  const int64_t ahead = next ? static_cast<const uint8_t*>(tile.pages[(block + 1) % tile.num_pages]) - page : 0;
+  const uint8_t* following = next ? static_cast<const uint8_t*>(tile.pages[(block + 1) % tile.num_pages]) + at : nullptr;
   const float* scales = tile.dtype == DType::i8 ? reinterpret_cast<const float*>(page + 2 * side) + first : nullptr;
-  return {{page + at, scales, kBlockKeys, ahead}, {page + side + at, scales ? scales + rows : nullptr, kBlockKeys, ahead}};
+  const uint8_t* values = page + side + at;
+  return {{page + at, scales, kBlockKeys, values}, {values, scales ? scales + rows : nullptr, kBlockKeys, following}};
 }
 
 template <class W>

@@ -17,8 +17,14 @@ struct BlockSide {
   const uint8_t* data;
   const float* scales;  // [rows], i8 only
   int64_t rows;         // that exist: kBlockKeys, or fewer at the end of a prefix
-  int64_t ahead;        // bytes from here to what is read next, in the same order; 0: nothing
+  const uint8_t* next;  // the side that is read next, asked for from its beginning while this one is read; null: none
 };
+
+// Whole cache lines, in the order in which they lie, which the hardware's own prefetching follows.
+template <int64_t kBytes>
+LAPIDARY_INLINE void ask_for(const uint8_t* p) {
+  LAPIDARY_UNROLL for (int64_t i = 0; i < kBytes; i += 64) LAPIDARY_PREFETCH(p + i);
+}
 
 // How a row is read. kWord: elements in 32 bits. `split` gives the elements of a word whose sixteen lanes are sixteen rows.
 struct RowsF32 {
@@ -72,9 +78,7 @@ void turn_keys(const BlockSide& side, int64_t head_dim, int64_t d0, int64_t n, i
     V words[16];
     if (left == kStep && first + 16 <= side.rows) {
       load_turned(rows + d * kBytes, row_bytes, words);
-      if (side.ahead != 0) {
-        for (int i = 0; i < 16; ++i) LAPIDARY_PREFETCH(rows + d * kBytes + i * row_bytes + side.ahead);
-      }
+      if (side.next) ask_for<16 * 64>(side.next + ((d0 + d) / kStep * (kBlockKeys / 16) + v) * 16 * 64);
     } else {  // where a row or the rows end
       uint8_t part[16 * 64] = {};
       for (int64_t i = 0; i < 16 && first + i < side.rows; ++i)
@@ -98,9 +102,9 @@ bool copy_values(const BlockSide& side, int64_t head_dim, int64_t d0, int64_t n,
   V wrong = zero();  // x * 0 is 0 or NaN
   for (int64_t key = begin; key < end; ++key) {
     const V scale = row_scale<W>(side, key);
-    if (side.ahead != 0) {
-      for (int64_t b = 0; b < n * 4 / W::kWord; b += 64)
-        LAPIDARY_PREFETCH(side.data + key * row_bytes + d0 * 4 / W::kWord + b + side.ahead);
+    if (side.next) {
+      constexpr int64_t kBytes = kSlab * 4 / W::kWord;
+      ask_for<kBytes>(side.next + (d0 / kSlab * kBlockKeys + key) * kBytes);
     }
     for (int64_t d = 0; d < n; d += 16) {
       const V x = read_row<W>(side.data + key * row_bytes, d0 + d, n - d, scale);
