@@ -87,7 +87,9 @@ void bucket_units(const float* x, int64_t n, float top, float temperature, float
   constexpr int64_t kPiece = 256;
   const UnitsOf of(top, temperature, unit);
   const V scale = set1(sampling::kBucketScale), last = set1(sampling::kBuckets - 1), magic = set1(kRoundingMagic);
-  std::memset(buckets, 0, sampling::kBuckets * sizeof *buckets);
+  // Two sums of each, since neighbours often share a bucket and would wait for each other's addition.
+  uint64_t odd[sampling::kBuckets] = {};
+  std::memset(buckets, 0, sizeof odd);
   alignas(64) float moved[kPiece];
   alignas(64) uint64_t units[kPiece];
   for (int64_t i = 0; i < n; i += kPiece) {
@@ -97,17 +99,18 @@ void bucket_units(const float* x, int64_t n, float top, float temperature, float
       store(moved + j, add(min(mul(z, scale), last), magic));
       store_whole(units + j, whole(of.units(z)));
     }
-    const auto add_units = [&](int64_t j) {
+    const auto add_units = [&](uint64_t* sums, int64_t j) {
       uint32_t at;
       std::memcpy(&at, moved + j, sizeof at);
-      buckets[at - kRoundingMagicBits] += units[j];
+      sums[at - kRoundingMagicBits] += units[j];
     };
     int64_t j = 0;
     for (; j + 8 <= piece; j += 8) {
-      LAPIDARY_UNROLL for (int l = 0; l < 8; ++l) add_units(j + l);
+      LAPIDARY_UNROLL for (int l = 0; l < 8; l += 2) add_units(buckets, j + l), add_units(odd, j + l + 1);
     }
-    for (; j < piece; ++j) add_units(j);
+    for (; j < piece; ++j) add_units(buckets, j);
   }
+  for (int i = 0; i < sampling::kBuckets; ++i) buckets[i] += odd[i];
 }
 
 // Indices of elements from `low` to `high`, rising -> indices; gives their number.
