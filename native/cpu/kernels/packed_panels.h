@@ -1,8 +1,10 @@
 // The loops of products over panels of int8 weights, for any form of sums. Part of kernels/impl.h.
 //
 // A form F says what a vector of sums is and how a group, the sixteen rows' next four weights (64 bytes), is multiplied with a token's next
-// four inputs. Every sum takes the groups in rising order, whatever the tiles. Two bodies:
+// four inputs. Every sum takes the groups in rising order, whatever the tiles. Three bodies:
 // - few tokens: a panel streams from memory once and meets all tokens;
+// - up to twice a tile's tokens, where a form wants it: short pieces of a unit's panels stream from memory once and are read again from the
+//   first-level cache for the second half of the tokens, so that an input once loaded meets several panels;
 // - many tokens: slice by slice of k, so that a slice of a unit's weights stays in the first-level cache while all tokens pass by; the sums
 //   wait in memory between slices. A form may have its weights turned into operands first, once per slice. Units whose inputs would not
 //   stay in the second-level cache are joined: all of them pass by a slice of the inputs before the next.
