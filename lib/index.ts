@@ -10,7 +10,7 @@ export type { ErrorCode } from './errors.js'
 export type { Device, DeviceChoice } from './devices.js'
 export type { EstimateOptions, Inspection, LoadOptions, LoadProgress, MemoryEstimate, MemoryOptions, TensorFact } from './load.js'
 export type { ModelInfo } from './info.js'
-export type { MemoryUse, Model, Precision, ScoreOptions } from './model.js'
+export type { MemoryUse, Model, Precision, Quantized, ScoreOptions } from './model.js'
 export type {
   ActivationOptions, Activations, ChoiceScores, Divergence, DivergenceByPosition, EvaluationOptions, EvaluationText, Likelihood, LikelihoodByPosition,
   Question, SiteStatistics, Spike, WindowOptions,
@@ -18,7 +18,7 @@ export type {
 export type {
   Cushion, CushionHeldOut, CushionReport, CushionSearchOptions, CushionSearchStep, CushionTuneOptions, CushionWatch, ScreenStage,
 } from './cushion.js'
-export type { QuantizeCushion, QuantizeOptions, QuantizeProgress, QuantizeReport, QuantizeWatch, Quantized, SiteScale } from './quantize.js'
+export type { QuantizeCushion, QuantizeOptions, QuantizeProgress, QuantizeReport, QuantizeWatch, SiteScale } from './quantize.js'
 export type { Progress } from './work.js'
 export type { DecodeOptions, EncodeOptions, TextDecoderStream, Tokenizer } from './tokenizer.js'
 export type { Run } from './run.js'

@@ -11,7 +11,7 @@ import { type GenerateOptions, type GenerateResult, readGeneration } from './gen
 import type { ModelInfo } from './info.js'
 import type { NativeLoadOptions, NativeModel } from './native.js'
 import { type ReadOptions, describe, readOptions, signal, string, tokenIds } from './options.js'
-import { type CushionPlan, type QuantizeOptions, type QuantizeReport, Quantized, completeQuantize, phase, quantizeReaders, readCalibration } from './quantize.js'
+import { type CushionPlan, type QuantizeOptions, type QuantizeReport, QuantizedOf, completeQuantize, phase, quantizeReaders, readCalibration } from './quantize.js'
 import {
   Cushion, type CushionSearchOptions, type CushionTuneOptions, completeSearch, completeTune, searchReaders, tuneReaders,
 } from './cushion.js'
@@ -42,6 +42,9 @@ export interface Origin {
   readonly path: string
   readonly options: NativeLoadOptions
 }
+
+/** What quantize gives. */
+export type Quantized = QuantizedOf<Model>
 
 export class Model {
   readonly #native: NativeModel
@@ -158,7 +161,7 @@ export class Model {
       cushionReport: made?.report ?? null,
       seconds: (performance.now() - began) / 1000,
     } as QuantizeReport
-    const result = new Quantized(native, report, { ...loading, weights: 'as-is' }, (made) => new Model(made, this.#origin))
+    const result = new QuantizedOf<Model>(native, report, { ...loading, weights: 'as-is' }, (made) => new Model(made, this.#origin))
     if (read.load !== false) await result.loadAt(site, read)
     return result
   }

@@ -4,7 +4,6 @@ import { readFile } from 'node:fs/promises'
 import { Cushion, type CushionReport, type CushionSearchOptions, type CushionTuneOptions, searchReaders, tuneReaders } from './cushion.js'
 import { type CallSite, callSite, invalid } from './errors.js'
 import type { EvaluationText } from './evaluation.js'
-import type { Model } from './model.js'
 import type { NativeLoadOptions, NativeModel, NativeQuantizeOptions, NativeQuantized } from './native.js'
 import { type Reader, type Readers, type ReadOptions, boolean, callback, choice, describe, integer, number, readOptions, signal, string, tokenIds } from './options.js'
 import { disposed } from './run.js'
@@ -212,8 +211,8 @@ export function phase(name: QuantizeProgress['phase'], watch: QuantizeWatch): { 
   }
 }
 
-/** A model in int8: to be saved, and, where it was loaded, to be run and measured. */
-export class Quantized {
+/** A model in int8: to be saved, and, where it was loaded, to be run and measured; loaded, it is a `Model`. */
+export class QuantizedOf<Model> {
   readonly report: QuantizeReport
   readonly #native: NativeQuantized
   readonly #loadOptions: NativeLoadOptions
