@@ -166,7 +166,7 @@ if (totals.failed === 0) {
         'train: checkpointing', 'golden AdamW', 'golden SGD', 'attention of long sequences', 'over many tokens', 'int8 at load, a trained', 'lowers held-out', '100,000 draws',
         'a megabyte of', 'divergence is that', 'attention over several partitions', 'ops: attention against the reference', 'ops: prefixes, pictures',
         'cpu training: equal bits', 'training: matmul in its three', 'packed bf16: a row', 'packed blocks int8: a long span',
-        'packed int8: f32 inputs keep', 'cpu: linear gives equal bits', 'cushion tuning: every variant'].map((part) => `-${part}`)
+        'packed int8: f32 inputs keep', 'cpu: linear gives equal bits', 'cushion tuning: every variant', 'smooth: folded models'].map((part) => `-${part}`)
       await runShared('C++ tests (ASan, UBSan)', path.join(folder, 'lapidary_tests'), long ? [] : without, env)
       await fuzz('fuzzing (ASan, UBSan)', path.join(folder, 'lapidary_fuzz'), fuzzFiles, env)
       if (long) await runShared('CUDA kernels (ASan, UBSan)', path.join(folder, 'lapidary_cuda_tests'), [], env)
