@@ -20,7 +20,7 @@ struct BlockSide {
   const uint8_t* next;  // the side that is read next, asked for from its beginning while this one is read; null: none
 };
 
-// Whole cache lines, in the order in which they lie, which the hardware's own prefetching follows.
+// Asks for kBytes from p on: calls in rising order, which the hardware's own prefetching follows.
 template <int64_t kBytes>
 LAPIDARY_INLINE void ask_for(const uint8_t* p) {
   LAPIDARY_UNROLL for (int64_t i = 0; i < kBytes; i += 64) LAPIDARY_PREFETCH(p + i);

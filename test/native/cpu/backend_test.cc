@@ -346,6 +346,47 @@ TEST("cpu: stages with one pass over the pool equal the primitives they replace"
   }
 }
 
+// So many columns that one range of a thread is more than what passes through gate before up has its turn.
+TEST("cpu: gate and up in long streams equal the primitives they replace") {
+  const int64_t hidden = 32, ffn = 1100 * 16 + 5;
+  const Owned norm_weight = activations(DType::f32, {hidden}, 2);
+  const Norm norm{norm_weight.t, 1, 1e-6f};
+  for (DType type : {DType::bf16, DType::q8_0}) {
+    const Owned gate = weights(type, ffn, hidden, 6), up = weights(type, ffn, hidden, 7), down = weights(DType::bf16, hidden, ffn, 8);
+    for (NamedBackend& b : backends()) {
+      Backend& backend = *b.backend;
+      for (bool int8 : {false, true}) {
+        const auto made = [&](const Owned& w) {
+          const std::optional<Linear> small = int8 ? backend.make_int8({w.t, nullptr}) : std::nullopt;
+          return small ? *small : backend.make_linear({w.t, nullptr});
+        };
+        const Linear wgate = made(gate), wup = made(up), wdown = backend.make_linear({down.t, nullptr});
+        for (int64_t tokens : {1, 3, 16}) {
+          const Owned x = activations(DType::f32, {tokens, hidden}, 1);
+          std::vector<uint8_t> results[2];
+          for (int fused = 0; fused < 2; ++fused) {
+            const DType act = type == DType::bf16 && !int8 ? DType::bf16 : DType::f32;  // f32: blocks and int8 round a norm once
+            const Owned normed(act, {tokens, hidden}), branch(DType::f32, {tokens, hidden}), gates(DType::f32, {tokens, ffn}),
+                ups(DType::f32, {tokens, ffn}), gated(DType::bf16, {tokens, ffn});
+            Owned residual(DType::f32, {tokens, hidden});
+            std::memcpy(residual.t.data, x.t.data, static_cast<size_t>(x.t.bytes()));
+            Workspace ws;
+            ws.normed = normed.t, ws.branch = branch.t, ws.gate = gates.t, ws.up = ups.t, ws.gated = gated.t;
+            if (fused) {
+              backend.feed_forward(residual.t, norm, wgate, wup, wdown, norm, ws);
+            } else {
+              backend.Backend::feed_forward(residual.t, norm, wgate, wup, wdown, norm, ws);
+            }
+            results[fused] = bits_of(residual.t);
+          }
+          CHECK_MSG(results[0] == results[1],
+                    b.label << ": " << dtype_info(type).name << (int8 ? " as int8, " : ", ") << tokens << " tokens");
+        }
+      }
+    }
+  }
+}
+
 TEST("cpu: attend equals the primitives it replaces, for every cache") {
   const int64_t tokens = 70, heads = 4, kv_heads = 2, dim = 24;
   const Owned qn = activations(DType::f32, {dim}, 4), kn = activations(DType::f32, {dim}, 5);

@@ -137,7 +137,7 @@ TEST("packed bf16: every kernel is right on awkward sizes") {
 }
 
 TEST("packed bf16: pairs of panels that are joined have the bits of each alone") {
-  const int64_t n = 56, k = 530, tokens = 1090;  // more than kCachedInputBytes of inputs
+  const int64_t n = 100, k = 530, tokens = 1090;  // more than kCachedInputBytes of inputs
   const Linear w = packed({weights(DType::bf16, n, k, 1).t, nullptr});
   const std::vector<float> x = values_of(activations(DType::f32, {tokens, k}, 2).t);
   for (const NamedKernel& named : bf16_kernels()) {
